@@ -1,0 +1,38 @@
+"""The exception tree.
+
+    BnfoldError            anything that the user of bnfold can put right
+    ├── FoldError          a network that cannot be read, traced or folded
+    ├── ExportError        a network that cannot be written as ONNX, or whose ONNX is not equal to it
+    ├── ParityError        a folded network that does not agree with its reference
+    ├── BundleError        a deployment bundle that is damaged, unsafe or already there
+    └── DataError          recipes, checkpoints, data sets, images and tensors given by the user
+
+Each message is one sentence that names the object, what was found, what was expected, and what to do. The
+command line prints it and ends with exit code 2; the server answers with it.
+"""
+
+from __future__ import annotations
+
+
+class BnfoldError(Exception):
+    """Anything that the user of bnfold can put right."""
+
+
+class FoldError(BnfoldError):
+    """A network that cannot be read, traced or folded."""
+
+
+class ExportError(BnfoldError):
+    """A network that cannot be written as ONNX, or whose ONNX is not equal to it."""
+
+
+class ParityError(BnfoldError):
+    """A folded network that does not agree with its reference."""
+
+
+class BundleError(BnfoldError):
+    """A deployment bundle that is damaged, unsafe or already there."""
+
+
+class DataError(BnfoldError):
+    """A recipe, checkpoint, data set, image or tensor given by the user that cannot be used."""

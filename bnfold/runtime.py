@@ -1,0 +1,110 @@
+"""The one place that opens ONNX Runtime sessions, so that each caller says how and nobody falls back silently."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bnfold.errors import BnfoldError
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+Device = Literal["auto", "cpu", "cuda"]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_ONLY_ERRORS = 3  # ONNX Runtime's severity scale: 0 verbose .. 4 fatal
+
+
+def check_install() -> None:
+    """Raise BnfoldError when both builds of ONNX Runtime are installed.
+
+    They write to the same folder, so the second one overwrites the first without a word, and removing one of them
+    breaks the other.
+    """
+    found = []
+    for name in ("onnxruntime", "onnxruntime-gpu"):
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    if len(found) == 2:
+        raise BnfoldError(
+            f"the environment has both {found[0]} and {found[1]}, which overwrite each other; uninstall both, then install one of them"
+        )
+
+
+def open_session(
+    model: Path | bytes, *, optimise: bool, device: Device = "cpu", threads: int = 1
+) -> ort.InferenceSession:
+    """Open a session on a model file or its bytes.
+
+    `optimise=False` turns every graph optimisation off: the reference side of a comparison must run so, because
+    ONNX Runtime would otherwise fold it too and the comparison would prove nothing. `device="cuda"` gives CUDA or a
+    BnfoldError; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
+    """
+    check_install()
+    import onnxruntime as ort
+
+    source = model if isinstance(model, bytes) else str(model)
+    label = "the model" if isinstance(model, bytes) else str(model)
+    if device in ("cuda", "auto"):
+        session = _open_cuda(ort, source, optimise, threads, required=device == "cuda")
+        if session is not None:
+            return session
+    try:
+        return ort.InferenceSession(source, _options(ort, optimise, threads), providers=["CPUExecutionProvider"])
+    except Exception as problem:  # ONNX Runtime raises its own types, generated at run time
+        raise BnfoldError(f"{label} cannot be opened by ONNX Runtime: {_first_line(problem)}") from problem
+
+
+def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a session on named arrays; gives its outputs by name. Raises BnfoldError when the runtime refuses."""
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+    except Exception as problem:
+        raise BnfoldError(f"ONNX Runtime cannot run the model on this input: {_first_line(problem)}") from problem
+
+
+def _options(ort: Any, optimise: bool, threads: int) -> Any:
+    options = ort.SessionOptions()
+    options.log_severity_level = _ONLY_ERRORS
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimise else level.ORT_DISABLE_ALL
+    return options
+
+
+def _open_cuda(ort: Any, source: bytes | str, optimise: bool, threads: int, *, required: bool) -> Any:
+    options = _options(ort, optimise, threads)
+    options.log_severity_level = 4  # a missing driver is reported below, in one sentence
+    providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        reason = "this build of ONNX Runtime has no CUDA provider"
+    else:
+        try:
+            if hasattr(ort, "preload_dlls"):
+                ort.preload_dlls()
+            session = ort.InferenceSession(source, options, providers=providers)
+        except Exception as problem:
+            reason = _first_line(problem)
+        else:
+            if "CUDAExecutionProvider" in session.get_providers():
+                return session
+            reason = f"the session came up on {', '.join(session.get_providers())}"
+    if required:
+        raise BnfoldError(
+            f"device 'cuda' was asked for, but CUDA did not start ({reason}); install the extra `cuda` and a driver, or use --device cpu"
+        )
+    return None
+
+
+def _first_line(problem: BaseException) -> str:
+    return str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__
