@@ -1,0 +1,250 @@
+"""Per-channel affine maps in double-double arithmetic, rounded once to the weights' dtype.
+
+A double-double number is an unevaluated sum hi + lo of two float64 with |lo| <= ulp(hi)/2: about 106 significant
+bits. The error-free transformations are those of Dekker (Numerische Mathematik 18, 1971) and Knuth (TAOCP 2,
+4.2.2); the compound operations follow Hida, Li and Bailey (ARITH-15, 2001).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.folding.facts import Array, Expr, Leaf, Linear, Op, Scalar, View
+
+F64 = np.ndarray[Any, np.dtype[np.float64]]
+
+_SPLITTER = 134217729.0  # 2**27 + 1, Veltkamp's constant for 53 bits
+
+# Largest finite value of each dtype that a fold can be rounded to (IEEE 754; bfloat16: 8 bits of significand).
+LARGEST = {
+    "float16": 65504.0,
+    "bfloat16": 3.3895313892515355e38,
+    "float32": 3.4028234663852886e38,
+    "float64": 1.7976931348623157e308,
+}
+
+_BLOCK = 1 << 22  # elements folded at a time, so that the float64 copies of a huge weight stay small
+
+
+@dataclass(frozen=True)
+class DoubleDouble:
+    """An array of numbers hi + lo, both float64 of one shape."""
+
+    hi: F64
+    lo: F64
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the array."""
+        return self.hi.shape
+
+    def reshape(self, shape: tuple[int, ...]) -> DoubleDouble:
+        """The same numbers under another shape."""
+        return DoubleDouble(self.hi.reshape(shape), self.lo.reshape(shape))
+
+    def is_finite(self) -> bool:
+        """True when every number is finite."""
+        return bool(np.isfinite(self.hi).all() and np.isfinite(self.lo).all())
+
+
+def exact(values: Array | float) -> DoubleDouble:
+    """Numbers of at most 53 significant bits, as they are. values: any shape, float16 to float64 or bfloat16."""
+    hi = np.asarray(values).astype(np.float64)
+    return DoubleDouble(hi, np.zeros_like(hi))
+
+
+def _quick_sum(a: F64, b: F64) -> DoubleDouble:
+    s = a + b
+    return DoubleDouble(s, np.where(np.isfinite(s), b - (s - a), 0.0))
+
+
+def _two_sum(a: F64, b: F64) -> DoubleDouble:
+    s = a + b
+    t = s - a
+    return DoubleDouble(s, (a - (s - t)) + (b - t))
+
+
+def _split(a: F64) -> tuple[F64, F64]:
+    t = _SPLITTER * a
+    high = t - (t - a)
+    return high, a - high
+
+
+def _two_product(a: F64, b: F64) -> DoubleDouble:
+    p = a * b
+    a_high, a_low = _split(a)
+    b_high, b_low = _split(b)
+    return DoubleDouble(p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low)
+
+
+def add(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
+    """x + y."""
+    s = _two_sum(x.hi, y.hi)
+    t = _two_sum(x.lo, y.lo)
+    first = _quick_sum(s.hi, s.lo + t.hi)
+    return _quick_sum(first.hi, first.lo + t.lo)
+
+
+def negative(x: DoubleDouble) -> DoubleDouble:
+    """-x."""
+    return DoubleDouble(-x.hi, -x.lo)
+
+
+def sub(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
+    """x - y."""
+    return add(x, negative(y))
+
+
+def mul(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
+    """x * y."""
+    p = _two_product(x.hi, y.hi)
+    return _quick_sum(p.hi, p.lo + (x.hi * y.lo + x.lo * y.hi))
+
+
+def div(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
+    """x / y, by three steps of long division."""
+    first = x.hi / y.hi
+    rest = sub(x, mul(y, exact(first)))
+    second = rest.hi / y.hi
+    rest = sub(rest, mul(y, exact(second)))
+    third = rest.hi / y.hi
+    return add(_quick_sum(first, second), exact(third))
+
+
+def sqrt(x: DoubleDouble) -> DoubleDouble:
+    """The square root, by one step of Newton's method from the float64 root; NaN below zero."""
+    root = np.sqrt(x.hi)
+    rest = sub(x, _two_product(root, root))
+    step = np.divide(rest.hi, 2.0 * root, out=np.zeros_like(root), where=root != 0.0)
+    refined = _quick_sum(root, step)
+    rest = sub(x, mul(refined, refined))
+    step = np.divide(rest.hi, 2.0 * root, out=np.zeros_like(root), where=root != 0.0)
+    return add(refined, exact(step))
+
+
+def evaluate(expr: Expr) -> DoubleDouble:
+    """The value of an expression over constants. Overflow and invalid operations give inf and NaN, silently."""
+    with np.errstate(all="ignore"):
+        return _evaluate(expr)
+
+
+def _evaluate(expr: Expr) -> DoubleDouble:
+    match expr:
+        case Scalar(value):
+            return exact(value)
+        case Leaf(tensor):
+            return exact(tensor.load())
+        case View(of, shape):
+            return _evaluate(of).reshape(shape)
+        case Op("sqrt", args):
+            return sqrt(_evaluate(args[0]))
+        case Op(kind, args):
+            return _BINARY[kind](_evaluate(args[0]), _evaluate(args[1]))
+
+
+_BINARY = {"add": add, "sub": sub, "mul": mul, "div": div}
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """`y = scale * x + shift` per channel; scale and shift have shape (C,)."""
+
+    scale: DoubleDouble
+    shift: DoubleDouble
+
+    def is_finite(self) -> bool:
+        """True when scale and shift are finite in every channel."""
+        return self.scale.is_finite() and self.shift.is_finite()
+
+
+def channel_map(scale: Expr, shift: Expr, channels: int) -> ChannelMap:
+    """The map of a norm over `channels` channels; a scalar scale or shift holds for every channel."""
+    return ChannelMap(_vector(evaluate(scale), channels), _vector(evaluate(shift), channels))
+
+
+def _vector(x: DoubleDouble, channels: int) -> DoubleDouble:
+    hi, lo = (np.broadcast_to(part.reshape(-1), (channels,)) for part in (x.hi, x.lo))
+    return DoubleDouble(hi, lo)
+
+
+def compose(outer: ChannelMap, inner: ChannelMap) -> ChannelMap:
+    """outer after inner."""
+    with np.errstate(all="ignore"):
+        return ChannelMap(mul(outer.scale, inner.scale), add(mul(outer.scale, inner.shift), outer.shift))
+
+
+def round_to(x: DoubleDouble, dtype: np.dtype[Any]) -> Array:
+    """The nearest values of `dtype` (ties to even), rounded once. dtype: float16, bfloat16, float32 or float64.
+
+    Narrowing goes through round-to-odd (Boldo and Melquiond, IEEE TC 57, 2008), which makes the second rounding
+    harmless: numpy narrows float64 to float32 and float16 once, but ml_dtypes narrows to bfloat16 via float32.
+    """
+    with np.errstate(all="ignore"):
+        if dtype.name == "float64":
+            return x.hi + x.lo
+        values: Array = _to_odd(x.hi, x.lo)
+        if dtype.name == "bfloat16":
+            narrow = values.astype(np.float32)
+            values = _to_odd(narrow, (values - narrow.astype(np.float64)).astype(np.float32))
+        return values.astype(dtype)
+
+
+def _to_odd(value: Array, rest: Array) -> Array:
+    """value + rest, of which value is the nearest, moved to the neighbour with an odd significand if inexact."""
+    bits = value.view(np.int64 if value.dtype == np.float64 else np.int32)
+    towards = np.where(rest > 0, np.inf, -np.inf).astype(value.dtype)
+    move = (rest != 0) & (bits & 1 == 0) & np.isfinite(value)
+    return np.where(move, np.nextafter(value, towards), value)
+
+
+def _per_channel(vector: F64, linear: Linear, rank: int) -> F64:
+    """A vector over output channels, shaped to broadcast against the grouped weight of `_grouped`."""
+    spatial = (1,) * (rank - 2)
+    if linear.out_first:
+        return vector.reshape((linear.channels, 1, *spatial))
+    per_group = linear.channels // linear.groups
+    return vector.reshape((linear.groups, 1, per_group, *spatial))
+
+
+def _grouped(weight: Array, linear: Linear) -> Array:
+    """(O, I/g, *K) as it is; (I, O/g, *K) as (g, I/g, O/g, *K), so that output channels broadcast."""
+    if linear.out_first:
+        return weight
+    return weight.reshape((linear.groups, weight.shape[0] // linear.groups, *weight.shape[1:]))
+
+
+def channel_peak(linear: Linear) -> F64:
+    """max|W| per output channel, shape (O,), float64."""
+    grouped = np.abs(_grouped(linear.weight.load(), linear).astype(np.float64))
+    if linear.out_first:
+        return np.asarray(grouped.reshape(linear.channels, -1).max(axis=1, initial=0.0))
+    return np.asarray(np.moveaxis(grouped, 2, 1).reshape(linear.channels, -1).max(axis=1, initial=0.0))
+
+
+def fold_weight(linear: Linear, by: ChannelMap) -> Array:
+    """The weight that absorbs `by` (and the linear's alpha): `scale[o] * alpha * W[o]`, in W's dtype and layout."""
+    weight = linear.weight.load()
+    grouped = _grouped(weight, linear)
+    scale = mul(by.scale, exact(linear.alpha))
+    hi, lo = (
+        np.broadcast_to(_per_channel(part, linear, weight.ndim), grouped.shape) for part in (scale.hi, scale.lo)
+    )
+    folded = np.empty(grouped.shape, weight.dtype)
+    rows = max(1, _BLOCK // max(1, grouped[:1].size))
+    for start in range(0, grouped.shape[0], rows):
+        part = slice(start, start + rows)
+        with np.errstate(all="ignore"):
+            folded[part] = round_to(mul(exact(grouped[part]), DoubleDouble(hi[part], lo[part])), weight.dtype)
+    return folded.reshape(weight.shape)
+
+
+def folded_bias(linear: Linear, by: ChannelMap) -> DoubleDouble:
+    """The bias that absorbs `by` (and the linear's beta): `scale * beta * c + shift`, shape (O,), not yet rounded."""
+    if linear.bias is None:
+        return by.shift
+    bias = _vector(exact(linear.bias.load()), linear.channels)
+    with np.errstate(all="ignore"):
+        return add(mul(by.scale, mul(exact(linear.beta), bias)), by.shift)

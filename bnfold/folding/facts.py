@@ -1,0 +1,348 @@
+"""Facts: what an adapter proves about a traced graph, and all that the planner knows of it.
+
+A graph is an immutable set of linears, norms and opaque nodes between named values. Constants are handles
+(`Tensor`), so that describing a model of two gigabytes copies nothing. A norm's per-channel scale and shift are
+expressions (`Expr`) over the constants of the source; whoever needs numbers evaluates them in the arithmetic of
+their choice: the planner in double-double, the weight certificate exactly.
+
+Adapters state only what they can prove. Whatever they cannot state is `Opaque`, and a norm beside it is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+Operator: TypeAlias = Literal["add", "sub", "mul", "div", "sqrt"]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A handle on one constant of the source.
+
+    `key` names the storage: two handles with equal keys are the same tensor. `load` gives its values in its own
+    dtype (bfloat16 as the ml_dtypes scalar type) and may read from disk.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    key: Hashable
+    load: Callable[[], Array] = field(compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Scalar:
+    """A number written in the graph itself: an epsilon, an exponent, a literal factor."""
+
+    value: float
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A constant of the source."""
+
+    tensor: Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """The same elements in the same order under another shape."""
+
+    of: Expr
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An elementwise operation with numpy's broadcasting, in real arithmetic."""
+
+    kind: Operator
+    args: tuple[Expr, ...]
+
+
+Expr: TypeAlias = Scalar | Leaf | View | Op
+
+ONE = Scalar(1.0)
+ZERO = Scalar(0.0)
+
+
+def add(left: Expr, right: Expr) -> Expr:
+    """left + right, without the addition of a literal zero."""
+    if left == ZERO:
+        return right
+    return left if right == ZERO else Op("add", (left, right))
+
+
+def sub(left: Expr, right: Expr) -> Expr:
+    """left - right."""
+    return left if right == ZERO else Op("sub", (left, right))
+
+
+def mul(left: Expr, right: Expr) -> Expr:
+    """left * right, without the multiplication by a literal one or zero."""
+    if ZERO in (left, right):
+        return ZERO
+    if left == ONE:
+        return right
+    return left if right == ONE else Op("mul", (left, right))
+
+
+def div(left: Expr, right: Expr) -> Expr:
+    """left / right."""
+    return left if right == ONE else Op("div", (left, right))
+
+
+def sqrt(of: Expr) -> Expr:
+    """The square root."""
+    return Op("sqrt", (of,))
+
+
+def shape_of(expr: Expr) -> tuple[int, ...]:
+    """The shape that an expression has after broadcasting."""
+    match expr:
+        case Scalar():
+            return ()
+        case Leaf(tensor):
+            return tensor.shape
+        case View(_, shape):
+            return shape
+        case Op(_, args):
+            return np.broadcast_shapes(*(shape_of(arg) for arg in args))
+
+
+def leaves(expr: Expr) -> tuple[Tensor, ...]:
+    """The constants that an expression is made of, each once, in order of appearance."""
+    match expr:
+        case Scalar():
+            return ()
+        case Leaf(tensor):
+            return (tensor,)
+        case View(of, _):
+            return leaves(of)
+        case Op(_, args):
+            return tuple(dict.fromkeys(tensor for arg in args for tensor in leaves(arg)))
+
+
+@dataclass(frozen=True)
+class Reason:
+    """Why something may not be done: a stable upper-case code and one sentence for a person."""
+
+    code: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """The parts of a batch norm, for those who need them apart (certificates, the fold map, drift)."""
+
+    gamma: Expr
+    beta: Expr
+    mean: Expr
+    variance: Expr
+    eps: Expr
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise operation by a constant, as the source wrote it: `x kind by`."""
+
+    kind: Literal["add", "sub", "mul", "div"]
+    by: Expr
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A fixed per-channel affine map `y = scale * x + shift`, one node of the source or several.
+
+    `scale` and `shift` have shape (C,) or (). `axis` counts the channel axis of the input from the front; None
+    means that scale and shift are scalars and fit any axis. `nodes` are the adapter's ids of the nodes that go away
+    when the map is absorbed, in order. `steps` are those of a map written as add, sub, mul and div.
+    `refusal`: it is not a fixed, finite affine map. `obstacle`: it is one, but may not be touched where it stands.
+    """
+
+    id: str
+    name: str
+    kind: str
+    input: str
+    output: str
+    scale: Expr
+    shift: Expr
+    axis: int | None
+    nodes: tuple[str, ...]
+    statistics: Statistics | None = None
+    steps: tuple[Step, ...] = ()
+    refusal: Reason | None = None
+    obstacle: Reason | None = None
+
+    @property
+    def is_elementwise(self) -> bool:
+        """True for a map written as add, sub, mul and div, false for a norm operator of the framework."""
+        return self.kind == ELEMENTWISE
+
+    @property
+    def is_norm(self) -> bool:
+        """True when the report has a row for it: not for a bias alone, nor for a literal factor alone."""
+        if not self.is_elementwise:
+            return True
+        return self.scale != ONE and (self.shift != ZERO or math.prod(shape_of(self.scale)) > 1)
+
+    @property
+    def constants(self) -> tuple[Tensor, ...]:
+        """The constants of the source that it is made of."""
+        return tuple(dict.fromkeys(leaves(self.scale) + leaves(self.shift)))
+
+    @property
+    def label(self) -> str:
+        """The norm as a sentence names it."""
+        return f"{self.kind} '{self.name}'"
+
+
+ELEMENTWISE = "Affine"
+
+
+@dataclass(frozen=True)
+class Linear:
+    """Conv, ConvTranspose, Gemm, MatMul or Linear: `output = alpha * (weight . input) + beta * bias`.
+
+    `out_first`: the weight is (O, I/g, *K); otherwise (I, O/g, *K), as ConvTranspose and an untransposed dense
+    weight have it. `axis` is the axis of the output channels in the output, from the front; None when the rank
+    is not known. `absorbed` are the norms that it has taken in while planning, first one first.
+    """
+
+    id: str
+    name: str
+    kind: str
+    input: str
+    output: str
+    weight: Tensor
+    bias: Tensor | None
+    out_first: bool
+    groups: int
+    channels: int
+    axis: int | None
+    alpha: float = 1.0
+    beta: float = 1.0
+    obstacle: Reason | None = None
+    absorbed: tuple[Norm, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """The linear as a sentence names it."""
+        return f"{self.kind} '{self.name}'"
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """A node of which nothing is known but what it reads and writes."""
+
+    id: str
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """The node as a sentence names it."""
+        return f"{self.kind} '{self.name}'"
+
+
+Node: TypeAlias = Linear | Norm | Opaque
+
+GRAPH_OUTPUT = "the graph output"
+
+
+@dataclass(frozen=True)
+class Graph:
+    """Nodes in topological order between named values.
+
+    Values that hold the same data under two names (Identity, dropout in eval mode, contiguous) are one value here.
+    `tensor_readers` counts, per `Tensor.key`, the uses of a constant anywhere in the source.
+    """
+
+    nodes: tuple[Node, ...]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    tensor_readers: Mapping[Hashable, int]
+
+    @cached_property
+    def producers(self) -> Mapping[str, Node]:
+        """The node that writes a value."""
+        return {name: node for node in self.nodes for name in written_by(node)}
+
+    @cached_property
+    def readers(self) -> Mapping[str, tuple[str, ...]]:
+        """Who reads a value: ids of nodes, and `GRAPH_OUTPUT` for a graph output."""
+        found: dict[str, list[str]] = {}
+        for node in self.nodes:
+            for name in read_by(node):
+                found.setdefault(name, []).append(node.id)
+        for name in self.outputs:
+            found.setdefault(name, []).append(GRAPH_OUTPUT)
+        return {name: tuple(ids) for name, ids in found.items()}
+
+    @cached_property
+    def by_id(self) -> Mapping[str, Node]:
+        """Nodes by their id."""
+        return {node.id: node for node in self.nodes}
+
+    @property
+    def norms(self) -> tuple[Norm, ...]:
+        """Every affine map that is still a node of its own."""
+        return tuple(node for node in self.nodes if isinstance(node, Norm))
+
+    def with_nodes(self, nodes: tuple[Node, ...]) -> Graph:
+        """The same graph with other nodes."""
+        return dataclasses.replace(self, nodes=nodes)
+
+    def label(self, id: str) -> str:
+        """A reader, as a sentence names it."""
+        if id == GRAPH_OUTPUT:
+            return id
+        return self.by_id[id].label
+
+
+def read_by(node: Node) -> tuple[str, ...]:
+    """The values that a node reads."""
+    return node.inputs if isinstance(node, Opaque) else (node.input,)
+
+
+def written_by(node: Node) -> tuple[str, ...]:
+    """The values that a node writes."""
+    return node.outputs if isinstance(node, Opaque) else (node.output,)
+
+
+def affine_step(kind: Literal["add", "sub", "mul", "div"], by: Expr) -> tuple[Expr, Expr]:
+    """Scale and shift of `x kind by`."""
+    match kind:
+        case "add":
+            return ONE, by
+        case "sub":
+            return ONE, Op("sub", (ZERO, by))
+        case "mul":
+            return by, ZERO
+        case "div":
+            return div(ONE, by), ZERO
+
+
+def batch_norm(gamma: Expr, beta: Expr, mean: Expr, variance: Expr, eps: Expr) -> tuple[Expr, Expr]:
+    """Scale and shift of batch norm in eval mode: gamma / sqrt(variance + eps), beta - scale * mean.
+
+    Source: Ioffe and Szegedy 2015 (arXiv 1502.03167), algorithm 2; ONNX BatchNormalization-15.
+    """
+    scale = div(gamma, sqrt(Op("add", (variance, eps))))
+    return scale, sub(beta, mul(scale, mean))
+
+
+def parent_name(tensors: tuple[Tensor, ...]) -> str:
+    """The module that owns all of these constants by their qualified names ('layer1.bn'), or '' if there is none."""
+    parents = {tensor.name.rpartition(".")[0] for tensor in tensors}
+    return parents.pop() if len(parents) == 1 else ""

@@ -1,0 +1,56 @@
+"""Two affine maps in a row, over the same axis, are one.
+
+Algebra: `s2 * (s1 * x + t1) + t2 = (s2 * s1) * x + (s2 * t1 + t2)`.
+Condition: the first map's output has the second as its only reader (a graph output is a reader); both run over the
+same axis, or one of them is a scalar; neither is refused or may not be touched; at most one of them is a norm
+operator, so that every norm operator keeps a row of its own in the report (two in a row are absorbed one by one).
+Source: composition of affine maps; Ioffe and Szegedy 2015 (arXiv 1502.03167), section 3.1.
+
+A hand-written batch norm arrives as three or four elementwise steps and leaves as one map; a bias that stands as an
+addition between a matrix product and its norm joins the norm.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bnfold.folding.facts import Graph, Norm, add, mul
+
+
+def compose_affine(graph: Graph) -> Graph | None:
+    """Compose the first pair of maps that may be composed; None when there is none."""
+    pairs = [
+        (first, second)
+        for second in graph.norms
+        if isinstance(first := graph.producers.get(second.input), Norm) and _composable(graph, first, second)
+    ]
+    # Elementwise steps first: a hand-written norm must be whole before a norm operator behind it is looked at.
+    pairs.sort(key=lambda pair: not pair[1].is_elementwise)
+    for first, second in pairs:
+        merged = _compose(first, second)
+        return graph.with_nodes(tuple(merged if n is second else n for n in graph.nodes if n is not first))
+    return None
+
+
+def _composable(graph: Graph, first: Norm, second: Norm) -> bool:
+    return (
+        first.is_elementwise
+        and (second.is_elementwise or not first.is_norm)
+        and graph.readers[first.output] == (second.id,)
+        and (first.axis == second.axis or None in (first.axis, second.axis))
+        and not any((first.refusal, second.refusal, first.obstacle, second.obstacle))
+    )
+
+
+def _compose(first: Norm, second: Norm) -> Norm:
+    named = second if not first.is_norm else first
+    return dataclasses.replace(
+        second,
+        name=named.name,
+        input=first.input,
+        scale=mul(second.scale, first.scale),
+        shift=add(mul(second.scale, first.shift), second.shift),
+        axis=second.axis if first.axis is None else first.axis,
+        nodes=first.nodes + second.nodes,
+        steps=first.steps + second.steps if second.is_elementwise else (),
+    )
