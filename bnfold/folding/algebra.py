@@ -39,7 +39,7 @@ class DoubleDouble:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the array."""
-        return self.hi.shape
+        return tuple(self.hi.shape)
 
     def reshape(self, shape: tuple[int, ...]) -> DoubleDouble:
         """The same numbers under another shape."""
@@ -194,6 +194,7 @@ def round_to(x: DoubleDouble, dtype: np.dtype[Any]) -> Array:
 
 def _to_odd(value: Array, rest: Array) -> Array:
     """value + rest, of which value is the nearest, moved to the neighbour with an odd significand if inexact."""
+    bits: np.ndarray[Any, np.dtype[np.integer[Any]]]
     bits = value.view(np.int64 if value.dtype == np.float64 else np.int32)
     towards = np.where(rest > 0, np.inf, -np.inf).astype(value.dtype)
     move = (rest != 0) & (bits & 1 == 0) & np.isfinite(value)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import Array, Linear, Norm
+from bnfold.folding.facts import Array, Linear, Norm, leaves
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class SetWeights:
         """The folded bias, shape (O,), in the dtype of the weight (a linear without a bias gets one)."""
         dtype = (self.linear.bias or self.linear.weight).load().dtype
         return algebra.round_to(algebra.folded_bias(self.linear, self.map), dtype)
+
+    def sources(self, role: Literal["weight", "bias"]) -> tuple[str, ...]:
+        """The names of the source tensors that the folded weight or bias is made of."""
+        tensors = [self.linear.weight] if role == "weight" else [self.linear.bias] if self.linear.bias else []
+        for norm in self.absorbed:
+            tensors += leaves(norm.scale) if role == "weight" else norm.constants
+        return tuple(dict.fromkeys(tensor.name for tensor in tensors))
 
 
 @dataclass(frozen=True)

@@ -241,13 +241,14 @@ class Linear:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A node of which nothing is known but what it reads and writes."""
+    """A node of which nothing is known but what it reads and writes; `why` says it of a linear that is no fact."""
 
     id: str
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    why: Reason | None = None
 
     @property
     def label(self) -> str:
@@ -343,6 +344,9 @@ def batch_norm(gamma: Expr, beta: Expr, mean: Expr, variance: Expr, eps: Expr) -
 
 
 def parent_name(tensors: tuple[Tensor, ...]) -> str:
-    """The module that owns all of these constants by their qualified names ('layer1.bn'), or '' if there is none."""
-    parents = {tensor.name.rpartition(".")[0] for tensor in tensors}
+    """The module that owns these constants by their qualified names ('layer1.bn'), or '' if no single one does.
+
+    Names without a dot are passed over: exporters give such to what they made up themselves (a gamma of ones, say).
+    """
+    parents = {tensor.name.rpartition(".")[0] for tensor in tensors} - {""}
     return parents.pop() if len(parents) == 1 else ""

@@ -17,6 +17,9 @@ import dataclasses
 from bnfold.folding.facts import Graph, Norm, add, mul
 
 
+LONGEST = 64  # steps; expressions are walked recursively, and no norm is written in more than a handful
+
+
 def compose_affine(graph: Graph) -> Graph | None:
     """Compose the first pair of maps that may be composed; None when there is none."""
     pairs = [
@@ -38,6 +41,7 @@ def _composable(graph: Graph, first: Norm, second: Norm) -> bool:
         and (second.is_elementwise or not first.is_norm)
         and graph.readers[first.output] == (second.id,)
         and (first.axis == second.axis or None in (first.axis, second.axis))
+        and len(first.steps) < LONGEST
         and not any((first.refusal, second.refusal, first.obstacle, second.obstacle))
     )
 

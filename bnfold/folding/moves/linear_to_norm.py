@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Linear, Norm, Reason, shape_of
+from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Linear, Norm, Opaque, Reason, shape_of
 
 
 def linear_to_norm(graph: Graph) -> Graph | None:
@@ -52,6 +52,8 @@ def _no_linear(graph: Graph, norm: Norm) -> Reason:
     node = graph.producers.get(norm.input)
     if isinstance(node, Norm) and None not in (node.axis, norm.axis) and node.axis != norm.axis:
         return Reason("AXIS_MISMATCH", f"it normalises over axis {norm.axis}, {node.label} before it over axis {node.axis}")
+    if isinstance(node, Opaque) and node.why:
+        return node.why
     if node is None:
         source = "an input of the graph or a constant"
     else:

@@ -1,0 +1,191 @@
+"""What is constant in an ONNX graph, as expressions over its initialisers.
+
+A constant is an initialiser that no caller may override, the output of a Constant node, or elementwise arithmetic
+and reshaping of such. Up to IR version 3 every initialiser is also listed as a graph input and is a constant all the
+same; from version 4 on one that is listed may be overridden by a caller, and is no constant here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.folding.facts import ZERO, Array, Expr, Leaf, Op, Operator, Scalar, Tensor, View, div, shape_of, sqrt
+
+FLOATS = {
+    ir.DataType.FLOAT16: "float16",
+    ir.DataType.BFLOAT16: "bfloat16",
+    ir.DataType.FLOAT: "float32",
+    ir.DataType.DOUBLE: "float64",
+}
+_WIDTH = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
+_DEEPEST = 64  # expressions are walked recursively; deeper ones are not taken for constants
+_BINARY: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+
+
+class Constants:
+    """The constants of one graph, filled node by node in topological order."""
+
+    def __init__(self, graph: ir.Graph, *, ir_version: int) -> None:
+        listed = {value.name for value in graph.inputs} if ir_version >= 4 else set()
+        self._exprs: dict[ir.Value, Expr] = {}
+        self._depth: dict[ir.Value, int] = {}
+        self._integers: dict[ir.Value, tuple[int, ...]] = {}
+        self.overridable: set[ir.Value] = set()
+        for name, value in graph.initializers.items():
+            if name in listed:
+                self.overridable.add(value)
+            elif value.const_value is not None:
+                self._enter(value, value.const_value, str(name))
+
+    def get(self, value: ir.Value | None) -> Expr | None:
+        """The expression of a float constant, None for anything else."""
+        return None if value is None else self._exprs.get(value)
+
+    def tensor(self, value: ir.Value | None) -> Tensor | None:
+        """The handle of a float constant that is one stored tensor (not an expression), None for anything else."""
+        expr = self.get(value)
+        return expr.tensor if isinstance(expr, Leaf) else None
+
+    def integers(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """A constant of type int64 with at most 8 elements (a shape, axes), flattened; None for anything else."""
+        return None if value is None else self._integers.get(value)
+
+    def take(self, node: ir.Node) -> bool:
+        """Enter the outputs of a node that is constant; true when it is one."""
+        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+            return False
+        output = node.outputs[0]
+        if node.op_type == "Constant":
+            tensor = _constant_tensor(node)
+            if tensor is not None:
+                self._enter(output, tensor, str(output.name))
+            return True
+        if not node.inputs or self.get(node.inputs[0]) is None:
+            return False
+        expr = self._derived(node)
+        depth = 1 + max(self._depth.get(value, 0) for value in node.inputs if value is not None)
+        if expr is None or depth > _DEEPEST:
+            return False
+        self._exprs[output] = expr
+        self._depth[output] = depth
+        return True
+
+    def _enter(self, value: ir.Value, tensor: ir.TensorProtocol, name: str) -> None:
+        shape = tuple(int(size) for size in tensor.shape.numpy())
+        if tensor.dtype == ir.DataType.INT64 and math.prod(shape) <= 8:
+            self._integers[value] = tuple(int(item) for item in tensor.numpy().reshape(-1))
+        if tensor.dtype not in FLOATS:
+            return
+
+        def load() -> Array:
+            return np.asarray(tensor.numpy())
+
+        if shape == ():
+            self._exprs[value] = Scalar(float(load()))
+        else:
+            self._exprs[value] = Leaf(Tensor(name, FLOATS[tensor.dtype], shape, name, load))
+
+    def _derived(self, node: ir.Node) -> Expr | None:
+        of = self.get(node.inputs[0])
+        if of is None:
+            return None
+        match node.op_type:
+            case "Identity":
+                return of
+            case "Cast":
+                return of if self._widens(node) else None
+            case "Reshape" | "Unsqueeze" | "Squeeze":
+                shape = _reshaped(node, shape_of(of), self)
+                return None if shape is None else View(of, shape)
+            case "Sqrt":
+                return sqrt(of)
+            case "Reciprocal":
+                return div(Scalar(1.0), of)
+            case "Neg":
+                return Op("sub", (ZERO, of))
+            case "Pow":
+                return _power(of, self.get(node.inputs[1]))
+            case "Add" | "Sub" | "Mul" | "Div" if len(node.inputs) == 2 and not node.attributes:
+                return self._binary(node.op_type, of, self.get(node.inputs[1]))
+        return None
+
+    def _binary(self, op_type: str, left: Expr, right: Expr | None) -> Expr | None:
+        if right is None:
+            return None
+        try:
+            np.broadcast_shapes(shape_of(left), shape_of(right))
+        except ValueError:
+            return None
+        return Op(_BINARY[op_type], (left, right))
+
+    @staticmethod
+    def _widens(node: ir.Node) -> bool:
+        source, target = node.inputs[0], node.attributes.get("to")
+        if source is None or source.dtype is None or target is None:
+            return False
+        before, after = FLOATS.get(source.dtype), FLOATS.get(ir.DataType(target.as_int()))
+        return before is not None and after is not None and (before == after or _WIDTH[before] < _WIDTH[after])
+
+
+def _power(of: Expr, exponent: Expr | None) -> Expr | None:
+    if exponent == Scalar(0.5):
+        return sqrt(of)
+    return div(Scalar(1.0), sqrt(of)) if exponent == Scalar(-0.5) else None
+
+
+def _constant_tensor(node: ir.Node) -> ir.TensorProtocol | None:
+    for name, attribute in node.attributes.items():
+        if attribute.is_ref():
+            return None
+        match name:
+            case "value":
+                return attribute.as_tensor()
+            case "value_float":
+                return ir.tensor(np.float32(attribute.as_float()))
+            case "value_floats":
+                return ir.tensor(np.asarray(attribute.as_floats(), np.float32))
+            case "value_int":
+                return ir.tensor(np.int64(attribute.as_int()))
+            case "value_ints":
+                return ir.tensor(np.asarray(attribute.as_ints(), np.int64))
+    return None
+
+
+def _reshaped(node: ir.Node, shape: tuple[int, ...], constants: Constants) -> tuple[int, ...] | None:
+    """The shape after Reshape, Unsqueeze or Squeeze of a constant; None when it cannot be told."""
+    if len(node.inputs) > 1:
+        given = constants.integers(node.inputs[1])
+    else:
+        attribute = node.attributes.get("axes")
+        given = tuple(attribute.as_ints()) if attribute is not None else None
+    if given is None:
+        return None
+    match node.op_type:
+        case "Reshape":
+            allow_zero = node.attributes.get("allowzero")
+            literal_zeros = allow_zero is not None and allow_zero.as_int() != 0
+            return None if literal_zeros and 0 in given else _target(shape, given)
+        case "Unsqueeze":
+            rank = len(shape) + len(given)
+            axes = {axis % rank for axis in given}
+            rest = iter(shape)
+            return tuple(1 if axis in axes else next(rest) for axis in range(rank)) if len(axes) == len(given) else None
+        case _:
+            axes = {axis % len(shape) for axis in given} if shape else set()
+            ones = all(shape[axis] == 1 for axis in axes)
+            return tuple(size for axis, size in enumerate(shape) if axis not in axes) if ones else None
+
+
+def _target(shape: tuple[int, ...], given: Sequence[int]) -> tuple[int, ...] | None:
+    if any(size == 0 and axis >= len(shape) for axis, size in enumerate(given)):
+        return None
+    sizes = [shape[axis] if size == 0 else size for axis, size in enumerate(given)]
+    known = math.prod(size for size in sizes if size != -1)
+    total = math.prod(shape)
+    if -1 in sizes and known > 0 and sizes.count(-1) == 1 and total % known == 0:
+        sizes[sizes.index(-1)] = total // known
+    return tuple(sizes) if math.prod(sizes) == total and min(sizes, default=0) >= 0 else None

@@ -1,0 +1,87 @@
+"""An .onnx file from anywhere -> ONNX IR, or one sentence that says what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+from google.protobuf.message import DecodeError
+
+from bnfold.errors import FoldError
+
+OLDEST_OPSET = 7  # older operators broadcast and normalise by other rules
+
+
+def load_model(path: Path | str) -> ir.Model:
+    """Read a model; weights stay on disk until they are used. Raises FoldError for what is no sound ONNX model.
+
+    External data must lie in the model's own folder: a path that leaves it, absolute or through a link, is refused.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FoldError(f"{path} is not there or not a file; expected an ONNX model")
+    try:
+        proto = onnx.load(str(path), load_external_data=False)
+    except (DecodeError, UnicodeDecodeError, ValueError, OSError) as problem:
+        raise FoldError(f"{path} is no ONNX model: it cannot be read as one ({_first_line(problem)})") from None
+    if not proto.graph.node and not proto.graph.output:
+        raise FoldError(f"{path} is no ONNX model: it has no graph; expected at least one node and one output")
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):  # no public iterator covers attributes too
+        _check_external(path, tensor)
+    _check(proto, str(path), where=path)
+    return _from_proto(proto, str(path), base=path.parent)
+
+
+def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model") -> ir.Model:
+    """A model in memory as ONNX IR. Raises FoldError when the ONNX checker refuses it."""
+    _check(proto, label, where=None)
+    return _from_proto(proto, label, base=None)
+
+
+def to_proto(model: ir.Model) -> onnx.ModelProto:
+    """ONNX IR as a ModelProto with all of its tensors in it."""
+    return ir.to_proto(ir.external_data.load_to_model(model))
+
+
+def _from_proto(proto: onnx.ModelProto, label: str, *, base: Path | None) -> ir.Model:
+    try:
+        model = ir.from_proto(proto)
+    except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as problem:
+        raise FoldError(f"{label} is no sound ONNX model: {_first_line(problem)}") from None
+    opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
+    if opset is not None and opset < OLDEST_OPSET:
+        raise FoldError(
+            f"{label} uses opset {opset}, expected {OLDEST_OPSET} or later; convert it with onnx.version_converter"
+        )
+    if base is not None:
+        ir.external_data.set_base_dir(model.graph, base)
+    return model
+
+
+def _check(proto: onnx.ModelProto, label: str, *, where: Path | None) -> None:
+    try:
+        onnx.checker.check_model(proto if where is None else str(where))
+    except (onnx.checker.ValidationError, ValueError, RuntimeError) as problem:
+        raise FoldError(f"{label} is no sound ONNX model: {_first_line(problem)}") from None
+
+
+def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
+    if tensor.data_location != onnx.TensorProto.EXTERNAL:
+        return
+    location = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
+    folder = path.parent.resolve()
+    target = Path(os.path.realpath(folder / location))
+    if not location or Path(location).is_absolute() or not target.is_relative_to(folder):
+        raise FoldError(
+            f"{path}: tensor '{tensor.name}' points at external data '{location}' outside the model's folder; "
+            "expected a file beside the model"
+        )
+    if not target.is_file():
+        raise FoldError(f"{path}: the external data file '{location}' of tensor '{tensor.name}' is missing")
+
+
+def _first_line(problem: BaseException) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0][:200] if text else type(problem).__name__

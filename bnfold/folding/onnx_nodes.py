@@ -1,0 +1,234 @@
+"""Single ONNX nodes -> linears and norms, by the operator specifications (Conv-11, ConvTranspose-11, Gemm-13,
+MatMul-13, BatchNormalization-7 to -15, Add/Sub/Mul/Div-7 to -14)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.folding.facts import (
+    ELEMENTWISE, ONE, ZERO, Expr, Leaf, Linear, Node, Norm, Opaque, Reason, Scalar, Statistics, Step, Tensor, View,
+    affine_step, batch_norm, leaves, parent_name, shape_of,
+)  # fmt: skip
+from bnfold.folding.onnx_constants import FLOATS, Constants
+
+_STEPS: dict[str, Literal["add", "sub", "mul", "div"]] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_DEFAULT_EPSILON = float(np.float32(1e-5))  # BatchNormalization's default, a float32 attribute
+
+
+class Reader:
+    """Reads nodes of one graph. `root` gives the name under which a value's data first appeared."""
+
+    def __init__(self, constants: Constants, root: Callable[[ir.Value], str], opset: int) -> None:
+        self._constants = constants
+        self._root = root
+        self._opset = opset
+
+    def read(self, node: ir.Node) -> Node | None:
+        """The fact that a node states, None when nothing is known of it."""
+        if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None or self._opset < 7:
+            return None
+        match node.op_type:
+            case "Conv":
+                return self._linear(node, self._conv)
+            case "ConvTranspose":
+                return self._linear(node, self._conv_transpose)
+            case "Gemm":
+                return self._linear(node, self._gemm)
+            case "MatMul":
+                return self._linear(node, self._matmul)
+            case "BatchNormalization":
+                return self._batch_norm(node)
+            case "Add" | "Sub" | "Mul" | "Div":
+                return self._step(node)
+        return None
+
+    # Linears
+
+    def _linear(self, node: ir.Node, describe: Callable[[ir.Node, Tensor], Linear | None]) -> Node | None:
+        weight = self._constants.tensor(node.inputs[1])
+        if weight is None:
+            return self._unusable(node, "weight", node.inputs[1])
+        bias = _input(node, 2)
+        if bias is not None and self._constants.tensor(bias) is None and not isinstance(self._bias(bias), Tensor):
+            return self._unusable(node, "bias", bias)
+        return describe(node, weight)
+
+    def _unusable(self, node: ir.Node, role: str, value: ir.Value | None) -> Opaque:
+        label = f"{node.op_type} '{_name(node)}'"
+        if value in self._constants.overridable:
+            why = Reason(
+                "OVERRIDABLE_WEIGHT",
+                f"the {role} '{value.name}' of {label} is also an input of the graph, so a caller may override it",
+            )
+        else:
+            why = Reason("COMPUTED_WEIGHT", f"the {role} of {label} is computed, not a stored constant")
+        inputs = tuple(self._root(item) for item in node.inputs if item is not None)
+        return Opaque(_id(node), _name(node), node.op_type, inputs, tuple(str(v.name) for v in node.outputs), why)
+
+    def _bias(self, value: ir.Value | None) -> Tensor | None:
+        """A stored bias, also under another shape (Gemm takes (1, N) as well as (N,))."""
+        expr = self._constants.get(value)
+        while isinstance(expr, View):
+            expr = expr.of
+        if isinstance(expr, Leaf):
+            return expr.tensor
+        if isinstance(expr, Scalar) and value is not None and value.dtype in FLOATS:
+            number = np.asarray(expr.value, dtype=value.dtype.numpy())
+            return Tensor(str(value.name), FLOATS[value.dtype], (), str(value.name), lambda: number)
+        return None
+
+    def _conv(self, node: ir.Node, weight: Tensor) -> Linear | None:
+        groups = _int(node, "group", 1)
+        if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
+            return None
+        return self._made(node, weight, out_first=True, groups=groups, channels=weight.shape[0], axis=1)
+
+    def _conv_transpose(self, node: ir.Node, weight: Tensor) -> Linear | None:
+        groups = _int(node, "group", 1)
+        if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
+            return None
+        return self._made(node, weight, out_first=False, groups=groups, channels=weight.shape[1] * groups, axis=1)
+
+    def _gemm(self, node: ir.Node, weight: Tensor) -> Linear | None:
+        if len(weight.shape) != 2:
+            return None
+        out_first = bool(_int(node, "transB", 0))
+        channels = weight.shape[0 if out_first else 1]
+        alpha, beta = _float(node, "alpha", 1.0), _float(node, "beta", 1.0)
+        return self._made(
+            node, weight, out_first=out_first, groups=1, channels=channels, axis=1, alpha=alpha, beta=beta
+        )
+
+    def _matmul(self, node: ir.Node, weight: Tensor) -> Linear | None:
+        if len(weight.shape) != 2 or node.inputs[0] is None:
+            return None
+        shape = node.inputs[0].shape
+        axis = None if shape is None else len(shape) - 1
+        return self._made(node, weight, out_first=False, groups=1, channels=weight.shape[1], axis=axis)
+
+    def _made(
+        self, node: ir.Node, weight: Tensor, *, out_first: bool, groups: int, channels: int, axis: int | None,
+        alpha: float = 1.0, beta: float = 1.0,
+    ) -> Linear | None:  # fmt: skip
+        bias = self._bias(_input(node, 2))
+        if bias is not None and (math.prod(bias.shape) not in (1, channels) or max(bias.shape, default=1) < 1):
+            return None
+        if bias is not None and math.prod(bias.shape) == channels and bias.shape not in _rows(channels):
+            return None
+        return Linear(
+            id=_id(node), name=parent_name((weight,)) or _name(node), kind=node.op_type,
+            input=self._root(node.inputs[0]), output=str(node.outputs[0].name),  # type: ignore[arg-type]
+            weight=weight, bias=bias, out_first=out_first, groups=groups, channels=channels, axis=axis,
+            alpha=alpha, beta=beta,
+        )  # fmt: skip
+
+    # Norms
+
+    def _batch_norm(self, node: ir.Node) -> Norm:
+        given = [self._constants.get(value) for value in node.inputs[1:5]]
+        known = [expr for expr in given if expr is not None and len(shape_of(expr)) == 1]
+        refusal = self._not_fixed(node) or (None if len(known) == 4 else self._unknown_statistics(node))
+        obstacle = None
+        if refusal is not None and refusal.code == "OVERRIDABLE_WEIGHT":
+            refusal, obstacle = None, refusal
+        scale: Expr = ONE
+        shift: Expr = ZERO
+        statistics = None
+        if len(known) == 4:
+            gamma, beta, mean, variance = known
+            epsilon = Scalar(_float(node, "epsilon", _DEFAULT_EPSILON))
+            statistics = Statistics(gamma, beta, mean, variance, epsilon)
+            scale, shift = batch_norm(gamma, beta, mean, variance, epsilon)
+            if len({shape_of(expr) for expr in known}) != 1:
+                scale, shift, statistics = ONE, ZERO, None
+                obstacle = Reason("MALFORMED", "its scale, bias, mean and variance are not of one length")
+        owner = parent_name(tuple(tensor for expr in known for tensor in leaves(expr)))
+        return Norm(
+            id=_id(node), name=owner or _name(node), kind="BatchNorm", input=self._root(node.inputs[0]),  # type: ignore[arg-type]
+            output=str(node.outputs[0].name), scale=scale, shift=shift, axis=1, nodes=(_id(node),),
+            statistics=statistics, refusal=refusal, obstacle=obstacle,
+        )  # fmt: skip
+
+    def _not_fixed(self, node: ir.Node) -> Reason | None:
+        extra = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
+        if _int(node, "training_mode", 0) or (extra and self._opset < 14):
+            return Reason(
+                "TRAINING_MODE", "it is in training mode and normalises by the batch; export the network in eval mode"
+            )
+        if _int(node, "spatial", 1) != 1:
+            return Reason("PER_ACTIVATION", "it normalises each activation by itself (spatial = 0), not each channel")
+        return None
+
+    def _unknown_statistics(self, node: ir.Node) -> Reason:
+        for value in node.inputs[1:5]:
+            if value in self._constants.overridable:
+                return Reason(
+                    "OVERRIDABLE_WEIGHT",
+                    f"its parameter '{value.name}' is also an input of the graph, so a caller may override it",
+                )
+        return Reason("COMPUTED_STATISTICS", "its scale, bias, mean and variance are not all stored constants")
+
+    def _step(self, node: ir.Node) -> Norm | None:
+        """x + c, c + x, x - c, x * c, c * x, x / c with a constant c over at most one axis of x."""
+        if len(node.inputs) != 2 or node.attributes:  # the broadcasting attributes of opset < 7
+            return None
+        left, right = node.inputs
+        by, data = self._constants.get(right), left
+        if by is None and node.op_type in ("Add", "Mul"):
+            by, data = self._constants.get(left), right
+        if by is None or data is None or data.dtype not in FLOATS or data.shape is None:
+            return None
+        axis = _constant_axis(shape_of(by), data.shape)
+        if axis == "none":
+            return None
+        kind = _STEPS[node.op_type]
+        by = View(by, (math.prod(shape_of(by)),) if isinstance(axis, int) else ())
+        scale, shift = affine_step(kind, by)
+        return Norm(
+            id=_id(node), name=parent_name(leaves(by)) or _name(node), kind=ELEMENTWISE, input=self._root(data),
+            output=str(node.outputs[0].name), scale=scale, shift=shift, axis=axis, nodes=(_id(node),),
+            steps=(Step(kind, by),),
+        )  # fmt: skip
+
+
+def _constant_axis(constant: tuple[int, ...], data: ir.Shape) -> int | Literal["none"] | None:
+    """The axis of the data along which a broadcast constant varies: None for a scalar, "none" when not proven."""
+    rank = len(data)
+    if len(constant) > rank or 0 in constant:
+        return "none"
+    varying = [axis + rank - len(constant) for axis, size in enumerate(constant) if size != 1]
+    if not varying:
+        return None
+    size = constant[varying[0] - rank + len(constant)]
+    return varying[0] if len(varying) == 1 and data[varying[0]] == size else "none"
+
+
+def _rows(channels: int) -> tuple[tuple[int, ...], ...]:
+    return ((channels,), (1, channels))
+
+
+def _id(node: ir.Node) -> str:
+    return str(node.outputs[0].name)
+
+
+def _name(node: ir.Node) -> str:
+    return node.name or _id(node)
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if index < len(node.inputs) else None
+
+
+def _int(node: ir.Node, name: str, default: int) -> int:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_int()
+
+
+def _float(node: ir.Node, name: str, default: float) -> float:
+    attribute = node.attributes.get(name)
+    return default if attribute is None or attribute.is_ref() else attribute.as_float()
