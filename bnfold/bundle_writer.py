@@ -1,0 +1,225 @@
+"""Writing a bundle: beside its place, proven there, and moved in by one rename that never replaces anything."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import errno
+import hashlib
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from bnfold.bundle_reader import Bundle, check_contents, list_versions, load_bundle
+from bnfold.documents import dump_object
+from bnfold.errors import BundleError
+from bnfold.goldens import Array, Golden, check_statistics, dump_tensors, encode_goldens
+from bnfold.manifest import (
+    FOLD,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    REFERENCE,
+    SCHEMA_VERSION,
+    STATISTICS,
+    Manifest,
+    TensorSpec,
+    check_name,
+    parse_version,
+)
+from bnfold.preprocessing import Preprocessing
+from bnfold.rename import rename_new
+from bnfold.sidecar import encode_models
+
+if TYPE_CHECKING:
+    import onnx
+
+_UNFINISHED = ".writing-"  # with a dot first it is neither a version nor the name of a model
+_ATTEMPTS = 100
+_NO_HASH = "0" * 64
+
+
+@dataclass(frozen=True, eq=False)
+class BundleDraft:
+    """All that `write_bundle` needs: the fields of Manifest but those that it fills in itself, and the contents.
+
+    The name of the model is that of its folder. statistics: per norm, as `Bundle.statistics` gives them back (eps: a
+    float or a float64 scalar). goldens: numbered by position.
+    """
+
+    source: Mapping[str, str]
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    output_kind: Literal["logits", "probabilities", "raw"]
+    labels: tuple[str, ...] | None
+    preprocessing: Preprocessing | None
+    fold_map: tuple[Mapping[str, Any], ...]
+    source_tensors: Mapping[str, str]
+    tool_versions: Mapping[str, str]
+    model: onnx.ModelProto
+    reference: onnx.ModelProto
+    statistics: Mapping[str, Mapping[str, Array | float]]
+    fold_report: Mapping[str, Any]
+    goldens: Sequence[Golden]
+
+
+def write_bundle(
+    destination: Path | str, draft: BundleDraft, *, prove: Callable[[Bundle], dict[str, Any]]
+) -> Bundle:
+    """Write, prove and publish a bundle.
+
+    `models/x` takes the next version under it; `models/x/7` that one, which must not exist. `prove` is called with
+    the bundle in its unfinished folder (parity.json and manifest.json are not there yet) and gives the document of
+    parity.json; it must not name the version, which may still move up when another writer is faster. Whatever it
+    raises leaves nothing behind. Raises BundleError for a draft outside the schema, a version that exists, a full disk.
+    """
+    folder, version = parse_destination(destination)
+    if version is not None and os.path.lexists(folder / str(version)):
+        raise _exists(folder / str(version))
+    manifest = _manifest(draft, folder.name, version or next_version(folder))
+    with _unfinished(folder) as temporary, _plain_errors(folder):
+        hashes = _write_contents(temporary, draft)
+        manifest = dataclasses.replace(manifest, files=hashes)
+        Manifest.from_dict(
+            {**manifest.to_dict(), "files": {**hashes, PARITY: _NO_HASH}}, f"the manifest of {folder.name}"
+        )
+        bundle = Bundle(temporary, manifest)
+        check_contents(bundle)
+        hashes[PARITY] = _write(temporary / PARITY, dump_object(prove(bundle), PARITY))
+        return _publish(
+            temporary, folder, dataclasses.replace(manifest, files=hashes), fixed=version is not None
+        )
+
+
+def parse_destination(destination: Path | str) -> tuple[Path, int | None]:
+    """The folder of the model and the version asked for (None: the next one). Raises BundleError for a bad name."""
+    folder = Path(os.path.abspath(destination))
+    version = parse_version(folder.name)
+    if version is not None:
+        folder = folder.parent
+    elif folder.name.isdigit():
+        raise BundleError(
+            f"destination {destination} ends with {folder.name}; expected a version from 1, without zeros first; say models/<name>/1"
+        )
+    check_name(folder.name, f"destination {destination}")
+    return folder, version
+
+
+def next_version(folder: Path) -> int:
+    """One above the highest version under the folder of a model; 1 when there is none."""
+    return max(list_versions(folder), default=0) + 1
+
+
+def _manifest(draft: BundleDraft, name: str, version: int) -> Manifest:
+    shared = {
+        field.name: getattr(draft, field.name)
+        for field in dataclasses.fields(Manifest)
+        if field.name in BundleDraft.__dataclass_fields__
+    }
+    now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return Manifest(
+        schema_version=SCHEMA_VERSION, name=name, version=version, files={}, created=now, **shared
+    )
+
+
+def _write_contents(folder: Path, draft: BundleDraft) -> dict[str, str]:
+    """Write everything but parity.json and the manifest; gives the hashes by path."""
+    statistics = {
+        f"{norm}.{quantity}": np.asarray(value, dtype=np.float64 if quantity == "eps" else None)
+        for norm, quantities in draft.statistics.items()
+        for quantity, value in quantities.items()
+    }
+    check_statistics(statistics, "the statistics")
+    files = {
+        STATISTICS: dump_tensors(statistics, STATISTICS),
+        FOLD: dump_object(draft.fold_report, FOLD),
+        **encode_goldens(draft.goldens, draft.inputs, draft.outputs),
+    }
+    hashes = encode_models(folder, {MODEL: draft.model, REFERENCE: draft.reference}, _write)
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        hashes[path] = _write(folder / path, data)
+    return hashes
+
+
+def _publish(temporary: Path, folder: Path, manifest: Manifest, *, fixed: bool) -> Bundle:
+    """Write the manifest, read the whole bundle as a stranger would, and rename it into its place."""
+    for _ in range(_ATTEMPTS):
+        path = temporary / MANIFEST
+        path.unlink(missing_ok=True)
+        _write(path, dump_object(manifest.to_dict(), MANIFEST))
+        bundle = load_bundle(temporary)
+        for inside, _folders, _files in os.walk(temporary):
+            _sync_folder(Path(inside))
+        target = folder / str(manifest.version)
+        try:
+            rename_new(temporary, target)
+        except FileExistsError:
+            if fixed:
+                raise _exists(target) from None
+            manifest = dataclasses.replace(manifest, version=max(next_version(folder), manifest.version + 1))
+            continue
+        _sync_folder(folder)
+        return dataclasses.replace(bundle, path=target)
+    raise BundleError(
+        f"{folder} got {_ATTEMPTS} versions from other writers meanwhile; expected a free one; try again"
+    )
+
+
+@contextlib.contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """A new hidden folder beside the versions; gone again, with the parents made for it, unless it was renamed."""
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    temporary = folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
+    try:
+        with _plain_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            temporary.mkdir()
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty: it holds the new version, or somebody else's
+                parent.rmdir()
+
+
+@contextlib.contextmanager
+def _plain_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as problem:
+        full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space and try again" if full else "check the path and its permissions"
+        raise BundleError(
+            f"the bundle cannot be written under {folder} ({problem.strerror or problem}); nothing of it was kept; {remedy}"
+        ) from problem
+
+
+def _write(path: Path, data: bytes) -> str:
+    """Write a new file through to the disk; gives its sha256."""
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return hashlib.sha256(data).hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exists(target: Path) -> BundleError:
+    return BundleError(
+        f"{target} exists already; expected a new version, as versions are never overwritten; choose another or give {target.parent}"
+    )

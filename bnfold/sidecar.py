@@ -1,0 +1,88 @@
+"""Models above the 2 GB of a protobuf message: their tensors go to one file beside them, model.onnx.data."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from bnfold.errors import BundleError
+from bnfold.manifest import SIDECAR
+
+if TYPE_CHECKING:
+    import onnx
+
+INLINE_BYTES = 2_000_000_000  # a message ends below 2 GiB; the rest is room for the graph
+_SMALL = 1024  # shapes, scalars and short vectors stay in the graph
+_PAGE = 4096  # ONNX Runtime maps external data by pages
+
+
+def encode_models(
+    folder: Path, models: Mapping[str, onnx.ModelProto], write: Callable[[Path, bytes], str]
+) -> dict[str, str]:
+    """Write models into a folder, deterministically; gives sha256 by file name.
+
+    Where the tensors of a model exceed INLINE_BYTES they go to the sidecar, which the models share: a tensor that two of
+    them have is stored once. The models given are not changed.
+    """
+    large = [name for name, model in models.items() if _tensor_bytes(model) > INLINE_BYTES]
+    hashes = {}
+    moved = {name: _copy(models[name]) for name in large}
+    if large:
+        with (folder / SIDECAR).open("xb") as stream:
+            hashes[SIDECAR] = _move_out(moved, stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    for name, model in models.items():
+        _check_whole(model, name)
+        hashes[name] = write(folder / name, moved.get(name, model).SerializeToString(deterministic=True))
+    return hashes
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    import onnx
+
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _tensor_bytes(model: onnx.ModelProto) -> int:
+    return sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+
+
+def _move_out(models: Mapping[str, onnx.ModelProto], stream: BinaryIO) -> str:
+    """Move the large raw tensors of models into the stream, each content once; gives the sha256 of the stream."""
+    import onnx
+
+    digest = hashlib.sha256()
+    places: dict[bytes, int] = {}
+    end = 0
+    for model in models.values():
+        for tensor in model.graph.initializer:
+            if len(tensor.raw_data) <= _SMALL:
+                continue
+            key = hashlib.sha256(tensor.raw_data).digest()
+            if key not in places:
+                padding = bytes(-end % _PAGE)
+                for block in (padding, tensor.raw_data):
+                    stream.write(block)
+                    digest.update(block)
+                places[key] = end + len(padding)
+                end = places[key] + len(tensor.raw_data)
+            entries = {"location": SIDECAR, "offset": str(places[key]), "length": str(len(tensor.raw_data))}
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            for field, value in entries.items():
+                tensor.external_data.add(key=field, value=value)
+    return digest.hexdigest()
+
+
+def _check_whole(model: onnx.ModelProto, name: str) -> None:
+    for tensor in model.graph.initializer:
+        if tensor.external_data:
+            raise BundleError(
+                f"{name}, tensor {tensor.name!r:.120}, has its data in another file; expected it in memory; load it before the bundle is built"
+            )
