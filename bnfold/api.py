@@ -48,7 +48,7 @@ def fold(
     if kind == "module":
         from bnfold.folding import torch_graph
 
-        if not isinstance(example_inputs, tuple):
+        if example_inputs is None or not isinstance(example_inputs, tuple):
             found = "nothing" if example_inputs is None else type(example_inputs).__name__
             raise FoldError(f"folding a torch.nn.Module needs example_inputs, a tuple of its arguments; found {found}")
         return FoldResult(
@@ -68,7 +68,7 @@ def fold(
 
 
 def source_kind(source: Any) -> str:
-    """"module", "program", "proto", "ir" or "path", without importing a framework that is not loaded yet.
+    """Tell "module", "program", "proto", "ir" and "path" apart, without importing a framework.
 
     Raises FoldError for anything else. An object of a framework can only exist once that framework is loaded.
     """

@@ -34,7 +34,8 @@ def check_install() -> None:
             continue
     if len(found) == 2:
         raise BnfoldError(
-            f"the environment has both {found[0]} and {found[1]}, which overwrite each other; uninstall both, then install one of them"
+            f"the environment has both {found[0]} and {found[1]}, which overwrite each other; "
+            "uninstall both, then install one of them"
         )
 
 
@@ -101,7 +102,8 @@ def _open_cuda(ort: Any, source: bytes | str, optimise: bool, threads: int, *, r
             reason = f"the session came up on {', '.join(session.get_providers())}"
     if required:
         raise BnfoldError(
-            f"device 'cuda' was asked for, but CUDA did not start ({reason}); install the extra `cuda` and a driver, or use --device cpu"
+            f"device 'cuda' was asked for, but CUDA did not start ({reason}); "
+            "install the extra `cuda` and a driver, or use --device cpu"
         )
     return None
 

@@ -230,9 +230,7 @@ def fold_weight(linear: Linear, by: ChannelMap) -> Array:
     weight = linear.weight.load()
     grouped = _grouped(weight, linear)
     scale = mul(by.scale, exact(linear.alpha))
-    hi, lo = (
-        np.broadcast_to(_per_channel(part, linear, weight.ndim), grouped.shape) for part in (scale.hi, scale.lo)
-    )
+    hi, lo = (np.broadcast_to(_per_channel(part, linear, weight.ndim), grouped.shape) for part in (scale.hi, scale.lo))
     folded = np.empty(grouped.shape, weight.dtype)
     rows = max(1, _BLOCK // max(1, grouped[:1].size))
     for start in range(0, grouped.shape[0], rows):

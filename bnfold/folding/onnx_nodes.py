@@ -1,5 +1,6 @@
 """Single ONNX nodes -> linears and norms, by the operator specifications (Conv-11, ConvTranspose-11, Gemm-13,
-MatMul-13, BatchNormalization-7 to -15, Add/Sub/Mul/Div-7 to -14)."""
+MatMul-13, BatchNormalization-7 to -15, Add/Sub/Mul/Div-7 to -14).
+"""
 
 from __future__ import annotations
 
@@ -11,8 +12,26 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.folding.facts import (
-    ELEMENTWISE, ONE, ZERO, Expr, Leaf, Linear, Node, Norm, Opaque, Reason, Scalar, Statistics, Step, Tensor, View,
-    affine_step, batch_norm, leaves, parent_name, shape_of,
+    ELEMENTWISE,
+    ONE,
+    ZERO,
+    Expr,
+    Leaf,
+    Linear,
+    Node,
+    Norm,
+    Opaque,
+    Reason,
+    Scalar,
+    Statistics,
+    Step,
+    Tensor,
+    View,
+    affine_step,
+    batch_norm,
+    leaves,
+    parent_name,
+    shape_of,
 )  # fmt: skip
 from bnfold.folding.onnx_constants import FLOATS, Constants
 

@@ -18,10 +18,14 @@ from bnfold.folding.report import FoldReport, NormOutcome
 
 @dataclass(frozen=True)
 class Plan:
-    """What an adapter is to do, and what the person is told. `graph` is what the facts have become."""
+    """What an adapter is to do, and what the person is told.
+
+    `norms` are the maps that the report's rows are about, in the same order; `graph` is what the facts have become.
+    """
 
     edits: tuple[Edit, ...]
     report: FoldReport
+    norms: tuple[Norm, ...]
     graph: Graph
 
 
@@ -34,10 +38,9 @@ def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[s
     """
     chosen = _chosen(moves)
     start = _named_apart(refuse_unsound(graph))
-    current = start
-    composed = _to_fixed_point(current, tuple(move for move in chosen if move.name == "compose_affine"))
-    current = _keep(refuse_unsound(composed), keep)
-    current = _to_fixed_point(current, chosen)
+    composed = _to_fixed_point(start, tuple(move for move in chosen if move.name == "compose_affine"))
+    kept = _keep(refuse_unsound(composed), keep)
+    current = _to_fixed_point(kept, chosen)
     linears = [node for node in current.nodes if isinstance(node, Linear) and node.absorbed]
     edits: list[Edit] = []
     for linear in linears:
@@ -46,7 +49,8 @@ def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[s
             raise FoldError(f"{linear.label} was not a linear layer when planning began; please report this network")
         edits.append(SetWeights(before, absorbed_map(linear, linear.absorbed), linear.absorbed))
         edits.extend(Bypass(norm) for norm in linear.absorbed)
-    return Plan(tuple(edits), _report(composed, current), current)
+    norms = tuple(norm for norm in kept.norms if norm.is_norm)
+    return Plan(tuple(edits), _report(norms, current), norms, current)
 
 
 def _chosen(moves: str | Sequence[str]) -> tuple[Move, ...]:
@@ -101,15 +105,13 @@ def _keep(graph: Graph, patterns: Sequence[str]) -> Graph:
     )
 
 
-def _report(found: Graph, left: Graph) -> FoldReport:
+def _report(found: Sequence[Norm], left: Graph) -> FoldReport:
     """A row for each norm as it was found after composition, with what became of it."""
     targets = {
         norm.id: node for node in left.nodes if isinstance(node, Linear) for norm in node.absorbed if norm.is_norm
     }
     rows = []
-    for norm in found.norms:
-        if not norm.is_norm:
-            continue
+    for norm in found:
         if norm.id in targets:
             rows.append(_folded(norm, targets[norm.id]))
         else:

@@ -16,7 +16,6 @@ import dataclasses
 
 from bnfold.folding.facts import Graph, Norm, add, mul
 
-
 LONGEST = 64  # steps; expressions are walked recursively, and no norm is written in more than a handful
 
 

@@ -51,7 +51,9 @@ def absorbed_map(linear: Linear, norms: tuple[Norm, ...]) -> algebra.ChannelMap:
 def _no_linear(graph: Graph, norm: Norm) -> Reason:
     node = graph.producers.get(norm.input)
     if isinstance(node, Norm) and None not in (node.axis, norm.axis) and node.axis != norm.axis:
-        return Reason("AXIS_MISMATCH", f"it normalises over axis {norm.axis}, {node.label} before it over axis {node.axis}")
+        return Reason(
+            "AXIS_MISMATCH", f"it normalises over axis {norm.axis}, {node.label} before it over axis {node.axis}"
+        )
     if isinstance(node, Opaque) and node.why:
         return node.why
     if node is None:

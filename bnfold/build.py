@@ -1,0 +1,282 @@
+"""From a source to a proven deployment bundle: export, fold, golden vectors, truth, proof, one atomic write."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bnfold.bundle import Bundle, BundleDraft, Golden, TensorSpec, hash_tensor, write_bundle
+from bnfold.documents import parse_object
+from bnfold.errors import DataError, FoldError, ParityError
+from bnfold.folding.report import FoldReport
+from bnfold.preprocessing import Preprocessing
+from bnfold.probes import golden_inputs
+from bnfold.samples import Array, Samples, load_samples
+from bnfold.sources import Source, open_source
+
+if TYPE_CHECKING:
+    import onnx
+    import onnx_ir as ir
+
+_TOOLS = ("bnfold", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
+
+Progress = Callable[[str], None]
+
+
+def build_bundle(
+    source: Any,
+    destination: Path | str,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    data: Path | str | tuple[Any, Any] | None = None,
+    labels: Sequence[str] | Path | None = None,
+    preprocessing: Preprocessing | Path | None = None,
+    output_kind: str | None = None,
+    weights: Path | str | None = None,
+    input_shape: Sequence[int] | None = None,
+    allow_refused: bool = False,
+    keep: Sequence[str] = (),
+    moves: str | Sequence[str] = "default",
+    progress: Progress | None = None,
+) -> Bundle:
+    """Fold a network, prove the fold, and write it as the next version under `destination` (or as that version).
+
+    source, example_inputs, weights, input_shape: see `bnfold.sources.open_source`. data: samples for golden vectors
+    and decisions (see `bnfold.samples.load_samples`); a checkpoint brings its own held-out ones. labels: the classes
+    of the output, or a file with one a line. preprocessing: how an image becomes the input, or a JSON file of it.
+    output_kind: "logits", "probabilities" or "raw".
+
+    Raises FoldError when a norm is refused (unless `allow_refused`), ParityError when the fold cannot be proven,
+    BundleError when the version exists; then nothing is written.
+    """
+    say = progress or (lambda _: None)
+    opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
+    say("exporting the unfolded reference")
+    reference = _reference(opened)
+    say("folding")
+    folded, report, fold_map, statistics = _fold(reference, keep, moves)
+    if report.refused and not allow_refused:
+        raise FoldError(_refusal(opened.name, report))
+    inputs, outputs = _specs(reference.graph.inputs), _specs(reference.graph.outputs)
+    classes = read_labels(labels) if labels is not None else opened.labels
+    pictures = read_preprocessing(preprocessing) if preprocessing is not None else opened.preprocessing
+    samples = _samples(opened, data, inputs, pictures, classes)
+    say("computing golden vectors and their float64 truth")
+    from bnfold.folding.onnx_file import to_proto
+
+    reference_proto, folded_proto = to_proto(reference), to_proto(folded)
+    goldens = _goldens(opened, reference_proto, folded_proto, inputs, outputs, samples)
+    draft = BundleDraft(
+        source=dict(opened.origin),
+        inputs=inputs,
+        outputs=outputs,
+        output_kind=_output_kind(output_kind or opened.output_kind),
+        labels=classes,
+        preprocessing=pictures,
+        fold_map=fold_map,
+        source_tensors=_hashes(reference),
+        tool_versions=_versions(),
+        model=folded_proto,
+        reference=reference_proto,
+        statistics=statistics,
+        fold_report=report.to_dict(),
+        goldens=goldens,
+    )
+    say("proving and writing the bundle")
+    return write_bundle(Path(destination), draft, prove=_prove)
+
+
+def inspect(
+    source: Any,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    weights: Path | str | None = None,
+    input_shape: Sequence[int] | None = None,
+    keep: Sequence[str] = (),
+    moves: str | Sequence[str] = "default",
+) -> FoldReport:
+    """What would fold, what would not, and why; writes nothing. Arguments as in `build_bundle`."""
+    opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
+    if opened.model is not None:
+        from bnfold.folding import onnx_graph
+
+        return onnx_graph.plan(opened.model, keep=keep, moves=moves).report
+    from bnfold.folding import torch_graph
+
+    return torch_graph.inspect_module(opened.module, opened.example_inputs, keep=keep, moves=moves)
+
+
+def read_labels(labels: Sequence[str] | Path) -> tuple[str, ...]:
+    """Labels as given, or out of a file with one a line. Raises DataError for a file that cannot be read."""
+    if not isinstance(labels, Path):
+        return tuple(labels)
+    try:
+        lines = labels.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"the labels {labels} cannot be read ({problem}); expected a text file with one label a line"
+        ) from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise DataError(f"the labels {labels} are empty; expected one label a line")
+    return found
+
+
+def read_preprocessing(preprocessing: Preprocessing | Path) -> Preprocessing:
+    """Preprocessing as given, or out of a JSON file. Raises DataError or BundleError for what is none."""
+    if isinstance(preprocessing, Preprocessing):
+        return preprocessing
+    try:
+        document = parse_object(preprocessing.read_bytes(), str(preprocessing))
+    except OSError as problem:
+        raise DataError(f"the preprocessing {preprocessing} cannot be read ({problem}); expected a JSON file") from None
+    return Preprocessing.from_dict(document, str(preprocessing))
+
+
+def _reference(source: Source) -> ir.Model:
+    """The unfolded network as a clean ONNX graph with all of its tensors in memory."""
+    from bnfold.folding import onnx_file
+
+    if source.model is not None:
+        return _cleaned(source.model)
+    from bnfold.export import export_model
+
+    proto = export_model(
+        source.module, source.example_inputs, input_names=source.input_names, output_names=source.output_names
+    )
+    return onnx_file.from_proto(proto, "the exported network")
+
+
+def _cleaned(model: ir.Model) -> ir.Model:
+    """A clone without documentation and metadata, which carry paths of the machine that exported it."""
+    import onnx_ir.passes.common as common_passes
+
+    clone = model.clone()
+    common_passes.ClearMetadataAndDocStringPass()(clone)
+    clone.metadata_props.clear()
+    return clone
+
+
+def _fold(
+    reference: ir.Model, keep: Sequence[str], moves: str | Sequence[str]
+) -> tuple[ir.Model, FoldReport, tuple[dict[str, Any], ...], dict[str, dict[str, Array]]]:
+    from bnfold.folding import onnx_graph
+    from bnfold.folding.plan import make_plan
+    from bnfold.folding.statistics import tensors_of
+
+    made = make_plan(onnx_graph.read(reference), keep=keep, moves=moves)
+    folded, fold_map = onnx_graph.carry_out(reference, made.edits)
+    statistics = {norm.name: tensors_of(norm) for norm in made.norms if norm.obstacle is None and norm.refusal is None}
+    return folded, made.report, fold_map, statistics
+
+
+def _refusal(name: str, report: FoldReport) -> str:
+    first, *others = report.refused
+    more = f" (and {len(others)} more)" if others else ""
+    return (
+        f"{name}: norm '{first.name}' is refused{more}: {first.detail} [{first.reason}]; "
+        "mend the network, or leave such norms alone with --allow-refused"
+    )
+
+
+def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
+    specs = []
+    for value in values:
+        if value.shape is None or value.dtype is None:
+            raise FoldError(
+                f"'{value.name}' of the graph has no shape or no dtype; expected both; export the network again"
+            )
+        shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
+        specs.append(TensorSpec(str(value.name), value.dtype.numpy().name, shape))
+    return tuple(specs)
+
+
+def _output_kind(kind: str | None) -> Any:
+    if kind not in (None, "logits", "probabilities", "raw"):
+        raise DataError(f"output kind '{kind}' is not known; expected logits, probabilities or raw")
+    return kind or "raw"
+
+
+def _samples(
+    source: Source,
+    data: Path | str | tuple[Any, Any] | None,
+    inputs: Sequence[TensorSpec],
+    preprocessing: Preprocessing | None,
+    labels: Sequence[str] | None,
+) -> Samples | None:
+    if data is None and source.held_out is not None:
+        data = source.held_out()
+    return None if data is None else load_samples(data, inputs, preprocessing=preprocessing, labels=labels)
+
+
+def _goldens(
+    source: Source,
+    reference: onnx.ModelProto,
+    folded: onnx.ModelProto,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    samples: Samples | None,
+) -> tuple[Golden, ...]:
+    from bnfold.runtime import open_session, run
+
+    session = open_session(folded.SerializeToString(), optimise=False)
+    made = []
+    for at, batch in enumerate(golden_inputs(inputs, samples)):
+        if source.module is not None:
+            true = _truth_of_module(source, reference, inputs, outputs, batch)
+        else:
+            from bnfold.parity.oracle import run_float64
+
+            true = run_float64(reference, dict(batch.inputs))
+        answers = run(session, dict(batch.inputs))
+        truth = {spec.name: np.asarray(true[spec.name], np.float64) for spec in outputs}
+        made.append(Golden(f"test_data_set_{at}", dict(batch.inputs), answers, truth, batch.labels))
+    return tuple(made)
+
+
+def _truth_of_module(
+    source: Source,
+    reference: onnx.ModelProto,
+    inputs: Sequence[TensorSpec],
+    outputs: Sequence[TensorSpec],
+    batch: Samples,
+) -> Mapping[str, Array]:
+    """The module's own float64 outputs, once the export is proven on this batch (tier T3b)."""
+    from bnfold.export.proof import prove_export
+    from bnfold.torch_sources import truth
+
+    prove_export(source.module, reference, dict(batch.inputs))
+    found = truth(source.module, [batch.inputs[spec.name] for spec in inputs])
+    if len(found) != len(outputs):
+        raise ParityError(
+            f"{source.name} gave {len(found)} outputs, its export {len(outputs)}; expected the same number"
+        )
+    return {spec.name: array for spec, array in zip(outputs, found, strict=True)}
+
+
+def _hashes(reference: ir.Model) -> dict[str, str]:
+    return {
+        name: hash_tensor(np.asarray(value.const_value.numpy()))
+        for name, value in reference.graph.initializers.items()
+        if value.const_value is not None
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _prove(bundle: Bundle) -> dict[str, Any]:
+    from bnfold.parity import prove
+
+    return prove(bundle)

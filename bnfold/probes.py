@@ -1,0 +1,84 @@
+"""Inputs for golden vectors: held-out samples where there are some, and always hard ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from bnfold.errors import DataError
+from bnfold.manifest import TensorSpec
+from bnfold.samples import Array, Samples
+
+MAX_ROWS = 512
+MAX_BYTES = 8 * 2**20  # of one golden input; a 224-pixel colour image has 0.6 MB
+_RANDOM_ROWS = 32
+_SUBNORMAL = 1e-40  # below float32's smallest normal number, 1.2e-38
+
+
+def golden_inputs(specs: Sequence[TensorSpec], samples: Samples | None) -> tuple[Samples, ...]:
+    """Batches for golden vectors: the samples (or random ones), then hard inputs of the same range.
+
+    A network with a fixed batch size gets batches of that size. Raises DataError when inputs cannot be made up
+    (integers, several free sizes) and no samples are given.
+    """
+    batch = _batch_size(specs)
+    given = samples if samples is not None else _random(specs)
+    row_bytes = sum(array[:1].nbytes for array in given.inputs.values())
+    most = max(batch or 1, min(MAX_ROWS, MAX_BYTES // max(1, row_bytes)))
+    batches = _batches(given.rows(slice(0, most)), batch)
+    if len(specs) == 1 and specs[0].dtype in ("float32", "float64", "float16"):
+        batches += _batches(_hard(specs[0], given), batch)
+    return batches
+
+
+def _batch_size(specs: Sequence[TensorSpec]) -> int | None:
+    sizes = {spec.shape[0] for spec in specs if spec.shape}
+    return None if sizes == {-1} else max(sizes, default=1)
+
+
+def _batches(samples: Samples, size: int | None) -> tuple[Samples, ...]:
+    """One batch, or batches of the fixed size; the last one is filled up with its own first rows."""
+    if size is None:
+        return (samples,)
+    found = []
+    for start in range(0, len(samples), size):
+        index = np.arange(start, start + size) % len(samples)
+        labels = None if samples.labels is None else samples.labels[index]
+        found.append(Samples({name: array[index] for name, array in samples.inputs.items()}, labels))
+    return tuple(found[:16])
+
+
+def _random(specs: Sequence[TensorSpec]) -> Samples:
+    generator = np.random.default_rng(0)
+    inputs: dict[str, Array] = {}
+    for spec in specs:
+        if not spec.dtype.startswith("float") or -1 in spec.shape[1:]:
+            raise DataError(
+                f"input '{spec.name}' is {spec.dtype} {list(spec.shape)}, for which no input can be made up; "
+                "give samples with --data"
+            )
+        inputs[spec.name] = generator.standard_normal((_RANDOM_ROWS, *spec.shape[1:])).astype(spec.dtype)
+    return Samples(inputs, None)
+
+
+def _hard(spec: TensorSpec, like: Samples) -> Samples:
+    """Zeros, constants, impulses, a border, a chequerboard, saturated and subnormal values, in the samples' range."""
+    data = like.inputs[spec.name]
+    low, high = float(data.min()), float(data.max())
+    shape = data.shape[1:]
+    size = int(np.prod(shape))
+    flat = np.zeros((10, size))
+    flat[1], flat[2] = low, high
+    flat[3, 0], flat[4, size // 2], flat[5, -1] = high, high, high
+    flat[6, ::2] = high
+    flat[7] = np.where(np.random.default_rng(1).random(size) < 0.5, low, high)
+    flat[8] = _SUBNORMAL
+    rows = flat.reshape((len(flat), *shape))
+    if len(shape) >= 3:
+        border = np.full(shape, high)
+        border[(slice(None), *(slice(1, -1),) * (len(shape) - 1))] = low
+        rows[9] = border
+    else:
+        rows[9] = np.linspace(low, high, size).reshape(shape)
+    return Samples({spec.name: rows.astype(data.dtype)}, None)

@@ -1,0 +1,157 @@
+"""Samples that a person gives for goldens and decisions: a .npz file, a folder of images, or arrays."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bnfold.errors import DataError
+from bnfold.manifest import TensorSpec
+from bnfold.preprocessing import Preprocessing, decode_image
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+MAX_BYTES = 2**31  # of the arrays of one .npz, as its headers declare them
+IMAGES = (".png", ".jpg", ".jpeg", ".webp")
+_LABELS = ("labels", "y")
+
+
+@dataclass(frozen=True, eq=False)
+class Samples:
+    """inputs: by input name, (N, ...), in the dtypes of the network; labels: (N,) int64 or None."""
+
+    inputs: Mapping[str, Array]
+    labels: Array | None
+
+    def __len__(self) -> int:
+        """The number of samples."""
+        return len(next(iter(self.inputs.values())))
+
+    def rows(self, part: slice) -> Samples:
+        """Some of the samples."""
+        labels = None if self.labels is None else self.labels[part]
+        return Samples({name: array[part] for name, array in self.inputs.items()}, labels)
+
+
+def load_samples(
+    data: Path | str | tuple[Any, Any],
+    specs: Sequence[TensorSpec],
+    *,
+    preprocessing: Preprocessing | None = None,
+    labels: Sequence[str] | None = None,
+) -> Samples:
+    """Read samples for a network with these inputs.
+
+    data: an .npz with an array for each input (a network with one input may call it `x`, `inputs` or `data`) and
+    optionally `labels` or `y`; a folder of images, or of one folder of images a class, named by label or by number
+    (`preprocessing` says how an image becomes the input); or a pair of arrays, the second one None or labels.
+
+    Raises DataError for what does not fit the inputs.
+    """
+    if isinstance(data, tuple):
+        return checked(Samples({specs[0].name: np.asarray(data[0])}, _as_labels(data[1], "labels")), specs, "data")
+    path = Path(data)
+    if path.is_dir():
+        return checked(_folder(path, specs, preprocessing, labels), specs, str(path))
+    if path.suffix != ".npz":
+        raise DataError(f"{path} is no data set that is known; expected an .npz file or a folder of images")
+    return checked(_archive(path, specs), specs, str(path))
+
+
+def checked(samples: Samples, specs: Sequence[TensorSpec], what: str) -> Samples:
+    """The samples in the dtypes of the specs. Raises DataError unless they fit shapes and one another."""
+    fitted: dict[str, Array] = {}
+    for spec in specs:
+        array = samples.inputs[spec.name]
+        # Axis 0 counts the samples, whatever batch size the network has.
+        fits = array.ndim == len(spec.shape) and all(
+            size in (found, -1) for found, size in zip(array.shape[1:], spec.shape[1:], strict=True)
+        )
+        if not fits or not len(array):
+            raise DataError(
+                f"{what}: the samples for input '{spec.name}' have shape {list(array.shape)}, "
+                f"expected {['N', *spec.shape[1:]]}".replace("'N'", "N")
+            )
+        if array.dtype.kind not in "fiub":
+            raise DataError(f"{what}: the samples for input '{spec.name}' have dtype {array.dtype}, expected numbers")
+        fitted[spec.name] = array.astype(_dtype(spec.dtype))
+    counts = {len(array) for array in fitted.values()} | (set() if samples.labels is None else {len(samples.labels)})
+    if len(counts) != 1:
+        raise DataError(f"{what}: inputs and labels have {sorted(counts)} samples, expected the same number of each")
+    return Samples(fitted, samples.labels)
+
+
+def _dtype(name: str) -> np.dtype[Any]:
+    if name == "bfloat16":
+        import ml_dtypes
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            declared = sum(entry.file_size for entry in archive.infolist())
+        if declared > MAX_BYTES:
+            raise DataError(f"{path} unpacks to {declared} bytes, expected at most {MAX_BYTES}; give fewer samples")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as problem:
+        raise DataError(f"{path} cannot be read as .npz without pickled objects: {problem}") from None
+    labels = next((_as_labels(arrays[name], f"{path}: {name}") for name in _LABELS if name in arrays), None)
+    if len(specs) == 1 and specs[0].name not in arrays:
+        alias = next((name for name in ("x", "inputs", "data") if name in arrays), None)
+        if alias is not None:
+            arrays[specs[0].name] = arrays[alias]
+    missing = [spec.name for spec in specs if spec.name not in arrays]
+    if missing:
+        raise DataError(f"{path} has the arrays {sorted(arrays)}, expected one called '{missing[0]}' for that input")
+    return Samples({spec.name: arrays[spec.name] for spec in specs}, labels)
+
+
+def _as_labels(values: Any, what: str) -> Array | None:
+    if values is None:
+        return None
+    labels = np.asarray(values)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{what} has dtype {labels.dtype} and shape {list(labels.shape)}, expected integers (N,)")
+    return labels.astype(np.int64)
+
+
+def _folder(
+    path: Path, specs: Sequence[TensorSpec], preprocessing: Preprocessing | None, labels: Sequence[str] | None
+) -> Samples:
+    if preprocessing is None or len(specs) != 1:
+        raise DataError(
+            f"{path} is a folder of images; expected preprocessing and a network with one input; give --preprocessing"
+        )
+    files = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGES and item.is_file())
+    if not files:
+        raise DataError(f"{path} has no image in it; expected files ending in {', '.join(IMAGES)}")
+    images = [_image(item, preprocessing) for item in files]
+    classes = None
+    if all(item.parent != path for item in files):
+        classes = np.asarray([_class_of(item, path, labels) for item in files], np.int64)
+    return Samples({specs[0].name: np.stack(images)}, classes)
+
+
+def _image(path: Path, preprocessing: Preprocessing) -> Array:
+    try:
+        return decode_image(path.read_bytes(), preprocessing)
+    except (DataError, OSError) as problem:
+        raise DataError(f"{path}: {problem}") from None
+
+
+def _class_of(item: Path, root: Path, labels: Sequence[str] | None) -> int:
+    name = item.relative_to(root).parts[0]
+    if labels is not None and name in labels:
+        return list(labels).index(name)
+    if name.isdecimal():
+        return int(name)
+    raise DataError(f"{root}: the folder '{name}' is no class; expected one of the labels, or a class number")

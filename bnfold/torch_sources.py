@@ -1,0 +1,107 @@
+"""Sources that need torch: checkpoint folders, `module:factory` with weights, and their float64 truth."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bnfold.errors import DataError
+from bnfold.samples import Array
+from bnfold.sources import Source, file_sha256
+
+
+def open_checkpoint(folder: Path) -> Source:
+    """A checkpoint folder of the trainer. Raises DataError when it is none, or damaged."""
+    from bnfold.training import load_checkpoint
+
+    checkpoint = load_checkpoint(folder)
+    return Source(
+        name=checkpoint.name,
+        origin={
+            "kind": "checkpoint",
+            "name": checkpoint.name,
+            "weights_sha256": file_sha256(folder / "weights.safetensors"),
+        },
+        module=checkpoint.module(),
+        example_inputs=checkpoint.example_inputs(),
+        input_names=("input",),
+        output_names=(checkpoint.output_kind,),
+        labels=checkpoint.labels,
+        preprocessing=checkpoint.preprocessing,
+        output_kind=checkpoint.output_kind,
+        held_out=checkpoint.held_out,
+    )
+
+
+def open_factory(spec: str, *, weights: Path | str | None, input_shape: Sequence[int] | None) -> Source:
+    """A network by `module:factory`, found from the current folder on. Raises DataError when it cannot be made."""
+    if input_shape is None:
+        raise DataError(f"{spec} needs the shape of one input without the batch; give --input-shape, say 3,224,224")
+    if not input_shape or min(input_shape) < 1:
+        raise DataError(f"the input shape {list(input_shape)} is none; expected sizes of 1 or more, say 3,224,224")
+    module = _made(spec)
+    origin = {"kind": "factory", "factory": spec}
+    if weights is not None:
+        path = Path(weights)
+        _load(module, path)
+        origin |= {"weights": path.name, "weights_sha256": file_sha256(path)}
+    example = torch.zeros((2, *input_shape), dtype=next((p.dtype for p in module.parameters()), torch.float32))
+    name = spec.partition(":")[2].rpartition(".")[2]
+    return Source(name=name, origin=origin, module=module.eval(), example_inputs=(example,))
+
+
+def truth(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
+    """The outputs of the module in float64 on the CPU, one array (N, ...) an output, in the order of its pytree.
+
+    inputs: arrays (N, ...) in the order of the arguments. The module given is not changed.
+    """
+    double = copy.deepcopy(module).to("cpu").double().eval()
+    tensors = [torch.from_numpy(array.copy()) for array in inputs]
+    with torch.no_grad():
+        outputs = double(*[tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors])
+    flat, _ = torch.utils._pytree.tree_flatten(outputs)
+    return tuple(output.numpy() for output in flat)
+
+
+def _made(spec: str) -> torch.nn.Module:
+    module_name, _, attribute = spec.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        factory: Any = importlib.import_module(module_name)
+        for part in attribute.split("."):
+            factory = getattr(factory, part)
+        made = factory()
+    except Exception as problem:  # whatever the user's own code raises
+        raise DataError(f"{spec} cannot be made: {type(problem).__name__}: {problem}") from problem
+    if not isinstance(made, torch.nn.Module):
+        raise DataError(f"{spec} gave an object of type {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def _load(module: torch.nn.Module, path: Path) -> None:
+    """Load a state dict strictly. A .pth is read with weights_only, so that no pickled code runs."""
+    if not path.is_file():
+        raise DataError(f"the weights {path} are not there; expected a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 -- the one reader of .pth
+    except Exception as problem:  # unpickling and safetensors raise nearly any type on hostile bytes
+        raise DataError(f"the weights {path} cannot be read: {str(problem).splitlines()[0][:200]}") from problem
+    if not isinstance(state, Mapping):
+        raise DataError(f"the weights {path} hold a {type(state).__name__}, expected a state dict of names and tensors")
+    try:
+        module.load_state_dict(dict(state), strict=True)
+    except (RuntimeError, TypeError, AttributeError) as problem:
+        lines = [line.strip() for line in str(problem).splitlines()]
+        raise DataError(f"the weights {path} do not fit the network: {' '.join(lines[1:3])[:300]}") from None
