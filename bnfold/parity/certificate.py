@@ -1,0 +1,256 @@
+"""T1, the weight certificate: the shipped graph is the fold of its reference, every number the nearest there is.
+
+It needs no data. The plan says which tensors a fold of the reference must replace; their exact values come from the
+reference's constants in the arithmetic of `bnfold.parity.exact`, never from the fold's own. Structure: node for node
+what the fold leaves. Numbers: |shipped - exact| <= 0.5 ulp for every element of every folded tensor.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.errors import FoldError, ParityError
+from bnfold.folding.edits import Bypass, Edit, SetWeights
+from bnfold.folding.facts import Array, Linear, Norm
+from bnfold.folding.onnx_graph import carry_out, read
+from bnfold.folding.plan import make_plan
+from bnfold.folding.report import FoldReport
+from bnfold.parity.exact import Interval, evaluate, exact_array
+from bnfold.parity.nearest import Distances, measure_product, measure_vector
+from bnfold.parity.structure import differences
+
+
+@dataclass(frozen=True)
+class Site:
+    """One linear of the reference and the norms that it absorbs, with the names of its two tensors in the fold."""
+
+    linear: Linear
+    absorbed: tuple[Norm, ...]
+    weight: str
+    bias: str
+
+    @property
+    def norms(self) -> str:
+        """The norms as a sentence names them."""
+        return " and ".join(f"'{norm.name}'" for norm in self.absorbed)
+
+
+@dataclass(frozen=True)
+class Expectation:
+    """What a fold of the reference must look like: its graph (folded tensors zero), its sites, what contradicts."""
+
+    model: ir.Model
+    sites: tuple[Site, ...]
+    problems: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TensorVerdict:
+    """One folded tensor against its exact value. worst_channel: the output channel of the worst element."""
+
+    tensor: str
+    role: str
+    linear: str
+    norms: tuple[str, ...]
+    distances: Distances
+    worst_channel: int
+
+    @property
+    def nearest(self) -> bool:
+        """True when every element is the nearest float to its exact value."""
+        return self.distances.not_nearest == 0
+
+    def sentence(self) -> str:
+        """What is wrong with the tensor, for a person."""
+        found = self.distances
+        return (
+            f"tensor '{self.tensor}' ({self.role} of '{self.linear}', folded with {', '.join(self.norms)}): "
+            f"{found.not_nearest} of {found.elements} values are not the nearest to the exact fold; the worst, at "
+            f"{list(found.worst_index)} in channel {self.worst_channel}, is {found.worst_ulp:.4g} ulp off; expected at most 0.5"
+        )
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """The verdict on a folded model. structure: differences from the expected graph, one sentence each."""
+
+    tensors: tuple[TensorVerdict, ...]
+    structure: tuple[str, ...]
+
+    @property
+    def holds(self) -> bool:
+        """True when the graph is the expected one and every number the nearest."""
+        return not self.structure and all(tensor.nearest for tensor in self.tensors)
+
+    @property
+    def worst_ulp(self) -> float:
+        """The largest distance of any element from its exact value, in ulp; 0 when nothing was folded."""
+        return max((tensor.distances.worst_ulp for tensor in self.tensors), default=0.0)
+
+    def findings(self) -> tuple[str, ...]:
+        """Everything that is wrong, one sentence each."""
+        return self.structure + tuple(tensor.sentence() for tensor in self.tensors if not tensor.nearest)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready numbers, one object a tensor."""
+        rows = [
+            {
+                "tensor": tensor.tensor, "role": tensor.role, "linear": tensor.linear, "norms": list(tensor.norms),
+                "elements": tensor.distances.elements, "not_nearest": tensor.distances.not_nearest,
+                "worst_ulp": tensor.distances.worst_ulp, "worst_index": list(tensor.distances.worst_index),
+                "worst_channel": tensor.worst_channel,
+            }
+            for tensor in self.tensors
+        ]  # fmt: skip
+        return {"tensors": rows, "structure": list(self.structure)}
+
+
+def certify(reference: ir.Model, folded: ir.Model, report: FoldReport | Mapping[str, Any] | None = None) -> Certificate:
+    """Certify a folded model against its reference.
+
+    report: the fold report that came with it; the norms that it calls folded are those that must be gone, all others
+    those that must be there. None: every norm that can be folded must be. Neither model is changed.
+    """
+    expectation = expect(reference, report)
+    names = [name for site in expectation.sites for name in (site.weight, site.bias)]
+    structure = expectation.problems + differences(expectation.model, folded, recomputed=names)
+    verdicts: list[TensorVerdict] = []
+    for site in expectation.sites:
+        verdicts += judge(site, folded)
+    return Certificate(tuple(verdicts), structure)
+
+
+def expect(reference: ir.Model, report: FoldReport | Mapping[str, Any] | None = None) -> Expectation:
+    """The graph that a fold of the reference must be, and the sites whose tensors must be recomputed."""
+    claimed = _claimed(report)
+    graph = read(reference)
+    plan = make_plan(graph)
+    problems: list[str] = []
+    if claimed is not None:
+        known = {row.name for row in plan.report.norms}
+        problems += [
+            f"the fold report speaks of the norm '{name}', which the reference does not have"
+            for name in claimed
+            if name not in known
+        ]
+        left = dict.fromkeys(row.name for row in plan.report.norms if claimed.get(row.name) != "folded")
+        plan = make_plan(graph, keep=tuple(glob.escape(name) for name in left))
+        problems += [
+            f"the fold report says that norm '{row.name}' is folded, but it cannot be: {row.detail}"
+            for row in plan.report.norms
+            if claimed.get(row.name) == "folded" and row.outcome != "folded"
+        ]
+        problems += [f"the fold report has no row for the norm '{name}'" for name in left if name not in claimed]
+    edits: list[Edit] = [_Blank(e.linear, e.map, e.absorbed) if isinstance(e, SetWeights) else e for e in plan.edits]
+    model, fold_map = carry_out(reference, edits)
+    changed = [edit for edit in edits if isinstance(edit, SetWeights)]
+    by_role: dict[str, list[str]] = {"weight": [], "bias": []}
+    for entry in fold_map:
+        by_role[entry["role"]].append(entry["tensor"])
+    sites = tuple(
+        Site(edit.linear, edit.absorbed, weight, bias)
+        for edit, weight, bias in zip(changed, by_role["weight"], by_role["bias"], strict=True)
+    )
+    return Expectation(model, sites, tuple(problems))
+
+
+def judge(site: Site, folded: ir.Model) -> tuple[TensorVerdict, ...]:
+    """Both tensors of a site against their exact values; a tensor that is not there, or misshapen, has no verdict."""
+    try:
+        scale, shift = exact_map(site.absorbed, site.linear.channels)
+    except ParityError as problem:
+        raise ParityError(f"{site.linear.label} with {site.norms}: {problem}") from None
+    linear = site.linear
+    verdicts = []
+    weight = linear.weight.load()
+    shipped = _stored(folded, site.weight)
+    if shipped is not None and (shipped.dtype, shipped.shape) == (weight.dtype, weight.shape):
+        factors = [factor * Interval.of(linear.alpha) for factor in scale]
+        channels = output_channels(linear)
+        found = measure_product(weight, shipped, factors, channels)
+        verdicts.append(_verdict(site, "weight", found, _channel_of(channels, found.worst_index)))
+    stored = _stored(folded, site.bias)
+    if stored is not None and stored.shape == (linear.channels,):
+        found = measure_vector(_exact_bias(linear, scale, shift), stored)
+        verdicts.append(_verdict(site, "bias", found, found.worst_index[0] if found.worst_index else 0))
+    return tuple(verdicts)
+
+
+def exact_map(norms: Sequence[Norm], channels: int) -> tuple[list[Interval], list[Interval]]:
+    """Scale and shift of the norms applied one after the other, the first one first: `channels` intervals each."""
+    scale, shift = [Interval.of(1.0)] * channels, [Interval.of(0.0)] * channels
+    for norm in norms:
+        outer_scale, outer_shift = _spread(evaluate(norm.scale), channels), _spread(evaluate(norm.shift), channels)
+        shift = [a * t + b for a, t, b in zip(outer_scale, shift, outer_shift, strict=True)]
+        scale = [a * s for a, s in zip(outer_scale, scale, strict=True)]
+    return scale, shift
+
+
+def output_channels(linear: Linear) -> Array:
+    """The output channel of each weight element by its first two indices: int64, (O, 1), or (I, O/g) where the input
+    channels come first. Source: ONNX Conv-11 (O, I/g, *K), ConvTranspose-11 (I, O/g, *K), Gemm-13."""
+    if linear.out_first:
+        return np.arange(linear.channels, dtype=np.int64)[:, None]
+    inputs, per_group = linear.weight.shape[:2]
+    group = np.arange(inputs, dtype=np.int64) // max(1, inputs // linear.groups)
+    return np.asarray(group[:, None] * per_group + np.arange(per_group, dtype=np.int64)[None, :])
+
+
+def _exact_bias(linear: Linear, scale: Sequence[Interval], shift: Sequence[Interval]) -> list[Interval]:
+    if linear.bias is None:
+        return list(shift)
+    bias = _spread(exact_array(linear.bias.load()), linear.channels)
+    beta = Interval.of(linear.beta)
+    return [a * beta * c + t for a, c, t in zip(scale, bias, shift, strict=True)]
+
+
+def _spread(values: Array, channels: int) -> list[Interval]:
+    """A scalar or a vector over the channels, as one interval a channel."""
+    flat = values.reshape(-1).tolist()
+    return flat * channels if len(flat) == 1 else flat
+
+
+def _verdict(site: Site, role: str, found: Distances, channel: int) -> TensorVerdict:
+    name = site.weight if role == "weight" else site.bias
+    return TensorVerdict(name, role, site.linear.name, tuple(norm.name for norm in site.absorbed), found, channel)
+
+
+def _channel_of(channels: Array, index: tuple[int, ...]) -> int:
+    if not index:
+        return 0
+    return int(channels[index[0], 0 if channels.shape[1] == 1 else index[1]])
+
+
+def _stored(model: ir.Model, name: str) -> Array | None:
+    value = model.graph.initializers.get(name)
+    return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())
+
+
+def _claimed(report: FoldReport | Mapping[str, Any] | None) -> dict[str, str] | None:
+    if report is None:
+        return None
+    if not isinstance(report, FoldReport):
+        try:
+            report = FoldReport.from_dict(report)
+        except FoldError as problem:
+            raise ParityError(str(problem)) from None
+    return {row.name: row.outcome for row in report.norms}
+
+
+class _Blank(SetWeights):
+    """The edit without its numbers: the graph that a fold leaves is wanted here, not what the fold computes."""
+
+    def weight(self) -> Array:
+        return np.zeros(self.linear.weight.shape, self.linear.weight.load().dtype)
+
+    def bias(self) -> Array:
+        return np.zeros((self.linear.channels,), (self.linear.bias or self.linear.weight).load().dtype)
+
+
+__all__ = ["Bypass", "Certificate", "Expectation", "Site", "TensorVerdict", "certify", "exact_map", "expect", "judge", "output_channels"]
