@@ -70,10 +70,16 @@ def open_source(
     if kind == "program":
         raise FoldError("a bundle cannot be built from an ExportedProgram; give the torch.nn.Module or an .onnx")
     if is_factory:
-        return _need_torch(text).open_factory(text, weights=weights, input_shape=input_shape)
+        _need_torch(text)
+        from bnfold.torch_sources import open_factory
+
+        return open_factory(text, weights=weights, input_shape=input_shape)
     path = Path(text)
     if path.is_dir():
-        return _need_torch(text).open_checkpoint(path)
+        _need_torch(text)
+        from bnfold.torch_sources import open_checkpoint
+
+        return open_checkpoint(path)
     if not path.exists():
         raise DataError(f"{path} is not there; expected a checkpoint folder, an .onnx file, or module:factory")
     if path.suffix != ".onnx":
@@ -105,15 +111,12 @@ def _of_module(module: Any, example_inputs: tuple[Any, ...] | None) -> Source:
     return Source(name=kind.__name__, module=module, example_inputs=example_inputs, origin=origin)
 
 
-def _need_torch(text: str) -> Any:
+def _need_torch(text: str) -> None:
     if importlib.util.find_spec("torch") is None:
         raise FoldError(
             f"{text} is a PyTorch source and torch is not installed; "
             "install bnfold with the extra `torch`, or give an .onnx file"
         )
-    import bnfold.torch_sources
-
-    return bnfold.torch_sources
 
 
 def file_sha256(path: Path) -> str:
