@@ -153,7 +153,7 @@ class Reader:
         known = [expr for expr in given if expr is not None and len(shape_of(expr)) == 1]
         refusal = self._not_fixed(node) or (None if len(known) == 4 else self._unknown_statistics(node))
         obstacle = None
-        if refusal is not None and refusal.code == "OVERRIDABLE_WEIGHT":
+        if refusal is not None and refusal.code in ("OVERRIDABLE_WEIGHT", "PER_ACTIVATION"):
             refusal, obstacle = None, refusal
         scale: Expr = ONE
         shift: Expr = ZERO
