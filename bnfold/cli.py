@@ -1,0 +1,92 @@
+"""The command line: parses, calls one command, and turns every failure into one sentence and an exit code.
+
+Exit codes: 0 done (verify: parity holds), 1 parity does not hold, 2 the input, the options or bnfold itself are at
+fault (verify: cannot tell), 130 interrupted, 141 whoever read the output has gone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import NoReturn
+
+import bnfold
+from bnfold.commands import fold_and_export, inspect, predict, serve, train, verify
+from bnfold.commands.console import Console
+from bnfold.errors import BnfoldError
+
+COMMANDS = (train, fold_and_export, inspect, verify, serve, predict)
+
+CANNOT = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+READER_GONE = 141  # 128 + SIGPIPE
+
+_OPTIONAL = {"torch": "torch", "sklearn": "torch", "onnxscript": "torch", "matplotlib": "torch"}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose complaint is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the sentence to stderr and exit with 2."""
+        self.exit(CANNOT, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+
+
+def build_parser() -> Parser:
+    """The parser of every command; importing and building it loads no numpy and no framework."""
+    parser = Parser(
+        prog="bnfold",
+        description="Put networks with batch norm into production: folded exactly, proven, and served.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"bnfold {bnfold.__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True, parser_class=Parser)
+    for command in COMMANDS:
+        command.add(commands)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command line and give its exit code."""
+    options = build_parser().parse_args(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    console = Console(json=options.json, out=sys.stdout, err=sys.stderr)
+    try:
+        # A library that prints must not break into the result.
+        with contextlib.redirect_stdout(sys.stderr):
+            code: int = options.run(options, console)
+        return code
+    except BrokenPipeError:
+        # Python flushes stdout once more at exit; give it somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return READER_GONE
+    except KeyboardInterrupt:
+        console.note("bnfold: interrupted")
+        return INTERRUPTED
+    except Exception as problem:
+        console.failure(_sentence(problem))
+        if os.environ.get("BNFOLD_DEBUG") == "1":
+            traceback.print_exception(problem, file=sys.stderr)
+        return CANNOT
+
+
+def _sentence(problem: Exception) -> str:
+    if isinstance(problem, BnfoldError):
+        return str(problem)
+    if isinstance(problem, ModuleNotFoundError) and problem.name:
+        package = problem.name.partition(".")[0]
+        extra = f"bnfold[{_OPTIONAL[package]}]" if package in _OPTIONAL else "bnfold"
+        return f"this needs the package {package}, which is not installed; run: pip install '{extra}'"
+    if isinstance(problem, OSError) and problem.strerror:
+        where = f"{problem.filename}: " if problem.filename is not None else ""
+        return f"{where}{problem.strerror}"
+    return (
+        f"an unexpected error, {type(problem).__name__} ({problem}), which is a defect of bnfold: please report it "
+        "with the command and what it prints with BNFOLD_DEBUG=1 set"
+    )

@@ -1,0 +1,86 @@
+"""What a command says: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TextIO
+
+# C0 and C1 controls but newline and tab: names inside a model file are not ours and must not drive a terminal.
+_CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_ERASE_LINE = "\r\x1b[K"
+_PROGRESS_WIDTH = 110
+
+
+@dataclass
+class Console:
+    """Where a command writes.
+
+    json: print exactly one JSON document on `out` instead of text. Progress appears on `err` only when that is a
+    terminal, in one line that is written over.
+    """
+
+    json: bool
+    out: TextIO
+    err: TextIO
+    _line_open: bool = False
+
+    def progress(self, text: str) -> None:
+        """Show what is being done, in place of what was shown before."""
+        if self.err.isatty():
+            self.err.write(_ERASE_LINE + printable(" ".join(text.split()))[:_PROGRESS_WIDTH])
+            self.err.flush()
+            self._line_open = True
+
+    def note(self, text: str) -> None:
+        """Write a line to stderr."""
+        self._close_line()
+        self.err.write(printable(text) + "\n")
+        self.err.flush()
+
+    def result(self, document: Mapping[str, Any], text: str) -> None:
+        """Write the result to stdout: the document with --json, otherwise the text."""
+        self._close_line()
+        self.out.write(to_json(document) if self.json else printable(text) + "\n")
+        self.out.flush()
+
+    def failure(self, message: str) -> None:
+        """Write one sentence to stderr; with --json also as {"error": ...} to stdout."""
+        sentence = " ".join(message.split())
+        self.note(f"bnfold: {sentence}")
+        if self.json:
+            self.out.write(to_json({"error": sentence}))
+            self.out.flush()
+
+    def _close_line(self) -> None:
+        if self._line_open:
+            self.err.write(_ERASE_LINE)
+            self._line_open = False
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelt out."""
+    return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """One JSON document. JSON has no NaN and no infinity: they are written as the strings "nan", "inf", "-inf"."""
+    return json.dumps(_finite(document), indent=2, allow_nan=False, default=_plain) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Paths as text; numpy's numbers and arrays as Python's."""
+    return _finite(value.tolist()) if hasattr(value, "tolist") else str(value)
