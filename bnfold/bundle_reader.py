@@ -1,4 +1,4 @@
-"""Reading a bundle: everything in the folder is checked before anything in it is used."""
+"""Reading a bundle: whatever is in the folder is checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bnfold.documents import parse_object
+from bnfold.documents import MAX_BYTES, parse_object
 from bnfold.errors import BundleError
-from bnfold.goldens import Array, Golden, check_statistics, decode_goldens, load_tensors
+from bnfold.goldens import Golden, decode_goldens
 from bnfold.manifest import (
     FOLD,
     MANIFEST,
-    MAX_FILES,
     MODEL,
     PARITY,
     REFERENCE,
@@ -26,11 +25,10 @@ from bnfold.manifest import (
     parse_version,
 )
 from bnfold.modelfile import check_model, check_specs, parse_model
+from bnfold.tensorfile import Array, group_statistics, load_tensors
 
 _BLOCK = 2**20
-_MAX_FILE = (
-    2**31
-)  # a protobuf message ends below 2 GiB; only the sidecar, which is never read whole, may be larger
+MAX_FILE_BYTES = 2**31 - 1  # where a protobuf message ends; the sidecar may be larger, as it is never read whole
 
 
 @dataclass(frozen=True)
@@ -46,31 +44,36 @@ class Bundle:
 
     @property
     def model_path(self) -> Path:
-        """The folded model. `read(MODEL)` gives its bytes with their hash checked; with a sidecar use the path."""
+        """Where the folded model is. To open what was checked, and nothing newer, use `session_source`."""
         return self.path / MODEL
 
     @property
     def reference_path(self) -> Path:
-        """The unfolded model."""
+        """Where the unfolded model is."""
         return self.path / REFERENCE
+
+    def session_source(self, file: str = MODEL) -> bytes | Path:
+        """What to open a session on: the bytes of a model with their hash checked.
+
+        Where there is a sidecar it is the path, as the runtime finds external data only beside a path.
+        """
+        data = self.read(file)
+        return self.path / file if SIDECAR in self.manifest.files else data
 
     def read(self, file: str) -> bytes:
         """The bytes of a file of the bundle. Raises BundleError when they are not those that were loaded."""
         expected = self.hashes.get(file) or self.manifest.files.get(file)
         if expected is None:
-            raise BundleError(
-                f"bundle {self.path} has no file {file!r:.120}; expected one that its manifest lists"
-            )
+            raise BundleError(f"bundle {self.path} has no file {file!r:.120}; expected one that its manifest lists")
         data = read_file(self.path / file)
         if hashlib.sha256(data).hexdigest() != expected:
-            raise BundleError(
-                f"{self.path / file} changed while it was in use; expected sha256 {expected}; load the bundle again"
-            )
+            found = f"{self.path / file} changed while it was in use"
+            raise BundleError(f"{found}; expected sha256 {expected}; load the bundle again")
         return data
 
     def statistics(self) -> dict[str, dict[str, Array]]:
         """Per norm: gamma, beta, mean, variance, eps as trained, or scale and shift."""
-        return check_statistics(load_tensors(self.read(STATISTICS), STATISTICS), str(self.path / STATISTICS))
+        return group_statistics(load_tensors(self.read(STATISTICS), STATISTICS), str(self.path / STATISTICS))
 
     def fold_report(self) -> dict[str, Any]:
         """The document of fold.json."""
@@ -86,7 +89,7 @@ class Bundle:
 
 
 def load_bundle(path: Path | str) -> Bundle:
-    """Load a bundle folder, `<name>/<version>/`. Raises BundleError on whatever is not exactly of the schema."""
+    """Load the folder of a version, `<name>/<version>/`. Raises BundleError on whatever is outside the schema."""
     bundle, problems = _hashed(Path(path))
     if problems:
         raise BundleError(problems[0])
@@ -116,10 +119,9 @@ def check_contents(bundle: Bundle) -> None:
     manifest = bundle.manifest
     sidecar = (bundle.path / SIDECAR).stat().st_size if SIDECAR in manifest.files else None
     for file in (MODEL, REFERENCE):
-        what = str(bundle.path / file)
-        model = parse_model(bundle.read(file), what)
-        check_model(model, what, sidecar_bytes=sidecar)
-        check_specs(model, what, manifest.inputs, manifest.outputs)
+        model = parse_model(bundle.read(file), str(bundle.path / file))
+        check_model(model, str(bundle.path / file), sidecar_bytes=sidecar)
+        check_specs(model, str(bundle.path / file), manifest.inputs, manifest.outputs)
     bundle.goldens()
     bundle.statistics()
     bundle.fold_report()
@@ -139,13 +141,12 @@ def list_versions(folder: Path) -> tuple[int, ...]:
     return tuple(sorted(version for version in found if version is not None))
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a plain file below 2 GiB, links not followed. Raises BundleError for anything else."""
+def read_file(path: Path, limit: int = MAX_FILE_BYTES) -> bytes:
+    """The bytes of a plain file of at most `limit` bytes. Raises BundleError for anything else, a link included."""
     with _open(path) as stream:
-        data = stream.read(_MAX_FILE)
-    if len(data) >= _MAX_FILE:
-        raise BundleError(f"{path} has 2 GiB or more; expected less; build the bundle again")
-    return data
+        if os.fstat(stream.fileno()).st_size > limit:
+            raise BundleError(f"{path} has more than {limit} bytes; expected no more; build the bundle again")
+        return stream.read(limit)
 
 
 def hash_file(path: Path) -> str:
@@ -159,9 +160,7 @@ def hash_file(path: Path) -> str:
 
 def _open(path: Path) -> BinaryIO:
     # Without O_NONBLOCK a pipe put in the place of a file would hold the reader for ever.
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    )
+    flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
         descriptor = os.open(path, flags)
     except OSError as problem:
@@ -195,31 +194,28 @@ def _read_manifest(folder: Path) -> Manifest:
         raise BundleError(f"bundle {folder} is {found}; expected the folder of a version; give that folder")
     path = folder / MANIFEST
     if not os.path.lexists(path):
-        raise BundleError(
-            f"bundle {folder} has no {MANIFEST}; expected the folder of a version, say models/<name>/1; give that folder"
-        )
-    return Manifest.from_dict(parse_object(read_file(path), str(path)), str(path))
+        expected = "expected the folder of a version, say models/<name>/1"
+        raise BundleError(f"bundle {folder} has no {MANIFEST}; {expected}; give that folder")
+    return Manifest.from_dict(parse_object(read_file(path, MAX_BYTES), str(path)), str(path))
 
 
 def _check_listing(folder: Path, manifest: Manifest) -> None:
     """The folder holds the listed files and nothing else."""
     wanted = {*manifest.files, MANIFEST}
-    folders = {file.rpartition("/")[0] for file in wanted} | {"golden"}
+    folders = {parent for file in manifest.files if (parent := file.rpartition("/")[0])}
     found = set()
-    for count, (path, mode) in enumerate(_walk(folder, folders)):
+    for path, mode in _walk(folder, folders):
         if stat.S_ISLNK(mode):
+            raise BundleError(f"bundle {folder} has the link {path!r}; expected plain files; build the bundle again")
+        if path not in (folders if stat.S_ISDIR(mode) else wanted):
             raise BundleError(
-                f"{folder / path} is a link; expected plain files alone; replace it by the file itself"
-            )
-        if path not in (folders if stat.S_ISDIR(mode) else wanted) or count > 2 * MAX_FILES:
-            raise BundleError(
-                f"{folder / path} is not listed in {MANIFEST}; expected no other file or folder; remove it"
+                f"bundle {folder} has {path!r}, which its manifest does not list; expected nothing else; remove it"
             )
         found.add(path)
     missing = sorted(wanted - found)
     if missing:
         raise BundleError(
-            f"bundle {folder} has no {missing[0]}, which its manifest lists; expected every file; build the bundle again"
+            f"bundle {folder} has no {missing[0]}, which its manifest lists; expected every file; build it again"
         )
 
 
@@ -238,5 +234,5 @@ def _walk(folder: Path, folders: Set[str], under: str = "") -> Iterator[tuple[st
 
 def _unreadable(path: Path, problem: OSError) -> BundleError:
     return BundleError(
-        f"{path} cannot be read ({problem.strerror}); expected a part of a bundle; check the path and its permissions"
+        f"{path} cannot be read ({problem.strerror}); expected a bundle; check the path and its permissions"
     )

@@ -1,4 +1,4 @@
-"""Writing a bundle: beside its place, proven there, and moved in by one rename that never replaces anything."""
+"""Writing a bundle: beside its place, proven there, and moved in by one rename that replaces nothing."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from bnfold.bundle_reader import Bundle, check_contents, list_versions, load_bundle
-from bnfold.documents import dump_object
+from bnfold.documents import dump_object, parse_object
 from bnfold.errors import BundleError
-from bnfold.goldens import Array, Golden, check_statistics, dump_tensors, encode_goldens
+from bnfold.goldens import Golden, encode_goldens
 from bnfold.manifest import (
     FOLD,
     MANIFEST,
@@ -34,9 +34,11 @@ from bnfold.manifest import (
     check_name,
     parse_version,
 )
+from bnfold.modelfile import check_model, check_specs
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
 from bnfold.sidecar import encode_models
+from bnfold.tensorfile import Array, dump_tensors, group_statistics
 
 if TYPE_CHECKING:
     import onnx
@@ -48,10 +50,10 @@ _NO_HASH = "0" * 64
 
 @dataclass(frozen=True, eq=False)
 class BundleDraft:
-    """All that `write_bundle` needs: the fields of Manifest but those that it fills in itself, and the contents.
+    """What a bundle is made of: the fields of Manifest that the writer does not fill in itself, and the contents.
 
-    The name of the model is that of its folder. statistics: per norm, as `Bundle.statistics` gives them back (eps: a
-    float or a float64 scalar). goldens: numbered by position.
+    The folder gives the name of the model. statistics: per norm, as `Bundle.statistics` gives them back (eps may be a
+    float). The writer numbers the goldens by position.
     """
 
     source: Mapping[str, str]
@@ -70,44 +72,45 @@ class BundleDraft:
     goldens: Sequence[Golden]
 
 
-def write_bundle(
-    destination: Path | str, draft: BundleDraft, *, prove: Callable[[Bundle], dict[str, Any]]
-) -> Bundle:
+def write_bundle(destination: Path | str, draft: BundleDraft, *, prove: Callable[[Bundle], dict[str, Any]]) -> Bundle:
     """Write, prove and publish a bundle.
 
-    `models/x` takes the next version under it; `models/x/7` that one, which must not exist. `prove` is called with
-    the bundle in its unfinished folder (parity.json and manifest.json are not there yet) and gives the document of
-    parity.json; it must not name the version, which may still move up when another writer is faster. Whatever it
+    destination: `models/x` takes the next version under it, `models/x/7` that one, which must not exist. prove: called
+    with the bundle in its unfinished folder, where parity.json and manifest.json are still missing; gives the document
+    of parity.json, which should not name the version: it moves up when another writer is faster. Whatever prove
     raises leaves nothing behind. Raises BundleError for a draft outside the schema, a version that exists, a full disk.
     """
     folder, version = parse_destination(destination)
     if version is not None and os.path.lexists(folder / str(version)):
         raise _exists(folder / str(version))
     manifest = _manifest(draft, folder.name, version or next_version(folder))
-    with _unfinished(folder) as temporary, _plain_errors(folder):
-        hashes = _write_contents(temporary, draft)
+    files = _encode(draft)
+    with _unfinished(folder) as temporary:
+        with _plain_errors(folder):
+            hashes = encode_models(temporary, {MODEL: draft.model, REFERENCE: draft.reference}, _write)
+            for path, data in files.items():
+                (temporary / path).parent.mkdir(parents=True, exist_ok=True)
+                hashes[path] = _write(temporary / path, data)
         manifest = dataclasses.replace(manifest, files=hashes)
-        Manifest.from_dict(
-            {**manifest.to_dict(), "files": {**hashes, PARITY: _NO_HASH}}, f"the manifest of {folder.name}"
-        )
+        _check_manifest(manifest)
         bundle = Bundle(temporary, manifest)
         check_contents(bundle)
-        hashes[PARITY] = _write(temporary / PARITY, dump_object(prove(bundle), PARITY))
-        return _publish(
-            temporary, folder, dataclasses.replace(manifest, files=hashes), fixed=version is not None
-        )
+        proof = dump_object(prove(bundle), PARITY)
+        with _plain_errors(folder):
+            hashes = {**hashes, PARITY: _write(temporary / PARITY, proof)}
+            manifest = dataclasses.replace(manifest, files=hashes)
+            return _publish(temporary, folder, manifest, fixed=version is not None)
 
 
 def parse_destination(destination: Path | str) -> tuple[Path, int | None]:
     """The folder of the model and the version asked for (None: the next one). Raises BundleError for a bad name."""
-    folder = Path(os.path.abspath(destination))
+    folder = Path(os.path.abspath(destination))  # not resolve(), which would follow links
     version = parse_version(folder.name)
     if version is not None:
         folder = folder.parent
     elif folder.name.isdigit():
-        raise BundleError(
-            f"destination {destination} ends with {folder.name}; expected a version from 1, without zeros first; say models/<name>/1"
-        )
+        found = f"destination {destination} ends with {folder.name}, which is no version"
+        raise BundleError(f"{found}; expected a number from 1 without zeros first; say models/<name>/1")
     check_name(folder.name, f"destination {destination}")
     return folder, version
 
@@ -120,33 +123,35 @@ def next_version(folder: Path) -> int:
 def _manifest(draft: BundleDraft, name: str, version: int) -> Manifest:
     shared = {
         field.name: getattr(draft, field.name)
-        for field in dataclasses.fields(Manifest)
-        if field.name in BundleDraft.__dataclass_fields__
+        for field in dataclasses.fields(draft)
+        if field.name in Manifest.__dataclass_fields__
     }
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return Manifest(
-        schema_version=SCHEMA_VERSION, name=name, version=version, files={}, created=now, **shared
-    )
+    return Manifest(schema_version=SCHEMA_VERSION, name=name, version=version, files={}, created=now, **shared)
 
 
-def _write_contents(folder: Path, draft: BundleDraft) -> dict[str, str]:
-    """Write everything but parity.json and the manifest; gives the hashes by path."""
+def _check_manifest(manifest: Manifest) -> None:
+    """Refuse before the proof what the reader would refuse after it."""
+    document = {**manifest.to_dict(), "files": {**manifest.files, PARITY: _NO_HASH}}
+    Manifest.from_dict(parse_object(dump_object(document, MANIFEST), MANIFEST), f"the manifest of {manifest.name}")
+
+
+def _encode(draft: BundleDraft) -> dict[str, bytes]:
+    """Check the draft before anything is written; gives the files by path, but for the models and parity.json."""
+    for what, model in (("the folded model", draft.model), ("the reference model", draft.reference)):
+        check_model(model, what)
+        check_specs(model, what, draft.inputs, draft.outputs)
     statistics = {
         f"{norm}.{quantity}": np.asarray(value, dtype=np.float64 if quantity == "eps" else None)
         for norm, quantities in draft.statistics.items()
         for quantity, value in quantities.items()
     }
-    check_statistics(statistics, "the statistics")
-    files = {
+    group_statistics(statistics, "the statistics")
+    return {
         STATISTICS: dump_tensors(statistics, STATISTICS),
         FOLD: dump_object(draft.fold_report, FOLD),
         **encode_goldens(draft.goldens, draft.inputs, draft.outputs),
     }
-    hashes = encode_models(folder, {MODEL: draft.model, REFERENCE: draft.reference}, _write)
-    for path, data in files.items():
-        (folder / path).parent.mkdir(parents=True, exist_ok=True)
-        hashes[path] = _write(folder / path, data)
-    return hashes
 
 
 def _publish(temporary: Path, folder: Path, manifest: Manifest, *, fixed: bool) -> Bundle:
@@ -168,14 +173,12 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest, *, fixed: bool) 
             continue
         _sync_folder(folder)
         return dataclasses.replace(bundle, path=target)
-    raise BundleError(
-        f"{folder} got {_ATTEMPTS} versions from other writers meanwhile; expected a free one; try again"
-    )
+    raise BundleError(f"{folder} got {_ATTEMPTS} versions from others meanwhile; expected a free one; try again")
 
 
 @contextlib.contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
-    """A new hidden folder beside the versions; gone again, with the parents made for it, unless it was renamed."""
+    """A new hidden folder beside the versions; gone in the end, with the parents made for it, unless renamed."""
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     temporary = folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
     try:
@@ -186,7 +189,7 @@ def _unfinished(folder: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         for parent in made:
-            with contextlib.suppress(OSError):  # not empty: it holds the new version, or somebody else's
+            with contextlib.suppress(OSError):  # not empty: it has the new version, or somebody else's
                 parent.rmdir()
 
 
@@ -198,7 +201,8 @@ def _plain_errors(folder: Path) -> Iterator[None]:
         full = problem.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
         remedy = "free some space and try again" if full else "check the path and its permissions"
         raise BundleError(
-            f"the bundle cannot be written under {folder} ({problem.strerror or problem}); nothing of it was kept; {remedy}"
+            f"the bundle cannot be written under {folder} ({problem.strerror or problem});"
+            f" expected a folder with room for it; nothing was kept; {remedy}"
         ) from problem
 
 
@@ -221,5 +225,6 @@ def _sync_folder(folder: Path) -> None:
 
 def _exists(target: Path) -> BundleError:
     return BundleError(
-        f"{target} exists already; expected a new version, as versions are never overwritten; choose another or give {target.parent}"
+        f"{target} exists already; expected a free version, as none is ever overwritten;"
+        f" choose another one, or {target.parent} for the next"
     )

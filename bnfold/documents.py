@@ -1,28 +1,29 @@
 """Strict JSON: what may stand in a document that somebody else wrote, and one sentence when it does not.
 
-`json.loads` alone takes duplicate keys (the last one wins), NaN, numbers beyond a float, lone surrogates and any depth that the
-stack holds. A bundle's documents have none of these.
+`json.loads` alone takes duplicate keys (the last one wins), NaN, numbers beyond a float, lone surrogates and any
+depth that the stack holds. The documents of a bundle have none of these.
 """
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from bnfold.errors import BundleError
 
-MAX_BYTES = 64 * 2**20  # a manifest of ten thousand tensors has about 2 MiB
+MAX_BYTES = 2**26  # 64 MiB; a manifest of ten thousand tensors has about 2
 MAX_DEPTH = 32
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:
     """Read one JSON object. `what` names the document in messages.
 
-    Raises BundleError for anything but UTF-8 JSON with unique keys, finite numbers, at most MAX_DEPTH levels and
-    MAX_BYTES bytes.
+    Raises BundleError for anything but UTF-8 JSON with unique keys, finite numbers, and no more than MAX_DEPTH levels
+    and MAX_BYTES bytes.
     """
     if len(data) > MAX_BYTES:
         raise _bad(what, f"has {len(data)} bytes", f"at most {MAX_BYTES}")
@@ -46,7 +47,7 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
 
 
 def dump_object(document: Mapping[str, Any], what: str) -> bytes:
-    """Write a JSON object as UTF-8 with two spaces of indent. Raises BundleError for NaN, infinity and foreign types."""
+    """Write a JSON object as UTF-8. Raises BundleError for what `parse_object` would refuse, and foreign types."""
     try:
         text = json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
         data = text.encode("utf-8")
@@ -60,7 +61,7 @@ def dump_object(document: Mapping[str, Any], what: str) -> bytes:
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of one JSON object, read with a check of their types. Raises BundleError, naming `what` and the key."""
+    """The fields of one JSON object, each read with a check; a BundleError names `what`, the key and the value."""
 
     what: str
     values: Mapping[str, Any]
@@ -76,9 +77,7 @@ class Fields:
                 raise _bad(what, f"has no key {key!r}", f"the keys {', '.join(required)}")
         for key in value:
             if key not in required and key not in optional:
-                raise _bad(
-                    what, f"has the unknown key {key!r:.80}", f"only {', '.join([*required, *optional])}"
-                )
+                raise _bad(what, f"has the unknown key {key!r:.80}", f"only {', '.join([*required, *optional])}")
         return cls(what, value)
 
     def text(self, key: str, *, longest: int = 1000) -> str:
@@ -146,8 +145,8 @@ def _bad(what: str, found: str, expected: str) -> BundleError:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
+        keys = Counter(key for key, _ in pairs)
+        twice = keys.most_common(1)[0][0]
         raise ValueError(f"the key {twice!r:.80} stands twice in one object")
     return found
 
@@ -191,7 +190,7 @@ def _is_unicode(text: str) -> bool:
 
 def _is_number(value: object) -> bool:
     try:
-        return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer beyond a float
         return False
 

@@ -26,7 +26,8 @@ TRUTH = "golden/truth.safetensors"
 REQUIRED_FILES = (MODEL, REFERENCE, STATISTICS, FOLD, PARITY, TRUTH)
 OPTIONAL_FILES = (SIDECAR, PARITY_PAGE)
 MAX_FILES = 10_000
-MAX_ELEMENTS = 2**31  # of one tensor, the free dimensions counted as 1
+MAX_RANK = 32
+MAX_ELEMENTS = 2**31  # of one row of an input or output: the free sizes count as 1
 
 OUTPUT_KINDS = ("logits", "probabilities", "raw")
 DTYPES = (
@@ -37,9 +38,7 @@ DTYPES = (
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_GOLDEN_FILE = re.compile(
-    r"golden/test_data_set_(?:0|[1-9][0-9]{0,3})/(?:input|output)_(?:0|[1-9][0-9]{0,3})\.pb"
-)
+_GOLDEN_FILE = re.compile(r"golden/test_data_set_(?:0|[1-9][0-9]{0,3})/(?:input|output)_(?:0|[1-9][0-9]{0,3})\.pb")
 _CREATED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _KEYS = (
     "schema_version", "name", "version", "source", "inputs", "outputs", "output_kind", "labels", "preprocessing",
@@ -69,8 +68,8 @@ class TensorSpec:
             if type(size) is not int or size < -1:
                 fields.refuse("shape", "a list of sizes, -1 where free")
             elements *= max(size, 1)
-            if elements > MAX_ELEMENTS or len(shape) > 32:
-                fields.refuse("shape", f"at most {MAX_ELEMENTS} elements in at most 32 dimensions")
+            if elements > MAX_ELEMENTS or len(shape) > MAX_RANK:
+                fields.refuse("shape", f"at most {MAX_ELEMENTS} elements in at most {MAX_RANK} dimensions")
         return TensorSpec(fields.text("name"), fields.choice("dtype", DTYPES), tuple(shape))
 
 
@@ -78,9 +77,9 @@ class TensorSpec:
 class Manifest:
     """What a bundle says about itself.
 
-    source: where the network came from: `kind` and other texts, never an absolute path. fold_map: one object an edit.
-    source_tensors: name of a reference tensor -> `hash_tensor` of it. files: path in the bundle -> sha256 of the
-    file, for every file but manifest.json. created: UTC, `YYYY-MM-DDTHH:MM:SSZ`.
+    source: where the network came from, `kind` and other texts, never an absolute path. fold_map: one object a
+    folded tensor. source_tensors: name of a tensor of the reference -> its `hash_tensor`. files: path in the bundle
+    -> sha256, for every file but manifest.json. created: UTC, `YYYY-MM-DDTHH:MM:SSZ`.
     """
 
     schema_version: int
@@ -134,9 +133,7 @@ class Manifest:
             source=_source(fields),
             inputs=_specs(fields, "inputs"),
             outputs=_specs(fields, "outputs"),
-            output_kind=cast(
-                Literal["logits", "probabilities", "raw"], fields.choice("output_kind", OUTPUT_KINDS)
-            ),
+            output_kind=cast(Literal["logits", "probabilities", "raw"], fields.choice("output_kind", OUTPUT_KINDS)),
             labels=_labels(fields),
             preprocessing=_preprocessing(fields),
             fold_map=_objects(fields, "fold_map"),
@@ -154,14 +151,14 @@ def check_name(name: str, what: str) -> str:
     """A model's name: letters, digits, `_`, `-` and, not first, `.`. Raises BundleError otherwise."""
     if not _NAME.fullmatch(name):
         raise BundleError(
-            f"{what} has {name!r:.150} as the name of the model; expected 1 to 128 of A-Z a-z 0-9 _ . - and no dot first;"
-            " rename it"
+            f"{what} has {name!r:.150} as the name of the model; expected 1 to 128 of A-Z a-z 0-9 _ . - and no dot"
+            " first; rename it"
         )
     return name
 
 
 def parse_version(name: str) -> int | None:
-    """The version that a folder's name stands for; None when it stands for none (`07`, `0`, `.writing-1f`)."""
+    """The version that the name of a folder stands for; None when it is no version (`07`, `0`, `.writing-1f`)."""
     return int(name) if _VERSION.fullmatch(name) else None
 
 
@@ -180,6 +177,8 @@ def _specs(fields: Fields, key: str) -> tuple[TensorSpec, ...]:
     specs = tuple(TensorSpec.from_dict(item, f"{fields.what}, {key}[{at}],") for at, item in enumerate(items))
     if not specs or len({spec.name for spec in specs}) != len(specs):
         fields.refuse(key, "at least one tensor, each name once")
+    if key == "outputs" and any(spec.name == "labels" for spec in specs):
+        fields.refuse(key, f"outputs of another name than 'labels', which {TRUTH} has for the true classes")
     return specs
 
 
@@ -187,9 +186,9 @@ def _labels(fields: Fields) -> tuple[str, ...] | None:
     if fields.values["labels"] is None:
         return None
     labels = fields.items("labels")
-    for label in labels:
+    for label in labels or [None]:
         if not isinstance(label, str) or not label or len(label) > 1000 or not label.isprintable():
-            fields.refuse("labels", "null or a list of printable texts")
+            fields.refuse("labels", "null or a list of printable texts, one a class")
     return tuple(labels)
 
 
@@ -222,8 +221,8 @@ def _files(fields: Fields) -> dict[str, str]:
     for path in files:
         if path not in REQUIRED_FILES and path not in OPTIONAL_FILES and not _GOLDEN_FILE.fullmatch(path):
             raise BundleError(
-                f"{fields.what} lists the file {path!r:.120}, which is outside the schema; expected model.onnx and the"
-                " other files of a bundle; build the bundle again"
+                f"{fields.what} lists the file {path!r:.120}, which is outside the schema; expected the files of a"
+                " bundle; build the bundle again"
             )
     for path in REQUIRED_FILES:
         if path not in files:
@@ -241,14 +240,14 @@ def _created(fields: Fields) -> str:
 
 
 def _check_labels(manifest: Manifest, fields: Fields) -> None:
-    """Labels name the classes along the last axis of the first output."""
+    """Labels name the classes along the last axis of the first output, where that holds scores of classes."""
     shape = manifest.outputs[0].shape
-    if manifest.labels is None or (manifest.output_kind == "raw" and not manifest.labels):
+    if manifest.labels is None or manifest.output_kind == "raw":
         return
     if not shape or shape[-1] not in (-1, len(manifest.labels)):
         raise BundleError(
-            f"{fields.what} has {len(manifest.labels)} labels for the output {manifest.outputs[0].name!r} of shape"
-            f" {list(shape)}; expected one label a class; correct the labels and build the bundle again"
+            f"{fields.what} has {len(manifest.labels)} labels for the output {manifest.outputs[0].name!r} of"
+            f" shape {list(shape)}; expected one label a class; correct the labels and build the bundle again"
         )
 
 
@@ -263,6 +262,6 @@ def _check_preprocessing(manifest: Manifest, fields: Fields) -> None:
     )
     if others or not fits:
         raise BundleError(
-            f"{fields.what} has preprocessing to (N, {', '.join(map(str, picture[1:]))}), but the input {first.name!r} has"
-            f" shape {list(first.shape)}; expected one input of that shape; correct the preprocessing and build again"
+            f"{fields.what} has preprocessing to the shape {list(picture)} for the input {first.name!r} of shape"
+            f" {list(first.shape)}; expected one input of that shape; correct the preprocessing and build again"
         )

@@ -1,15 +1,18 @@
 """What a bundle lets into an ONNX file: known operators, declared sizes that are there, no data from elsewhere.
 
-The checks read the protobuf message only; nothing is allocated from a declared size, and no path in the file is followed.
+The checks read the protobuf message only: nothing is allocated from a declared size, no path in the file is
+followed. What a graph computes when it runs is not foreseen here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bnfold.errors import BundleError
-from bnfold.manifest import SIDECAR, TensorSpec
+from bnfold.manifest import MAX_RANK, SIDECAR, TensorSpec
 
 if TYPE_CHECKING:
     import onnx
@@ -46,8 +49,9 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
     import onnx
     from google.protobuf.message import DecodeError
 
+    model = onnx.ModelProto()
     try:
-        model = onnx.ModelProto.FromString(data)
+        model.ParseFromString(data)
     except DecodeError:
         raise _bad(what, "is no ONNX model", "a serialised ModelProto") from None
     if not model.HasField("graph"):
@@ -58,21 +62,15 @@ def parse_model(data: bytes, what: str) -> onnx.ModelProto:
 def check_model(model: onnx.ModelProto, what: str, *, sidecar_bytes: int | None = None) -> None:
     """Raise BundleError for a model that a bundle must not hold.
 
-    That is: an IR version or operator set that the runtime does not read, an operator of another domain than ONNX's own, local functions,
-    training information, a tensor whose declared size is not that of its data, and external data other than a span
-    inside the sidecar, of which sidecar_bytes is the size (None: there is no sidecar).
+    That is: an IR version or operator set that the runtime does not read, an operator of another domain than ONNX's
+    own, local functions, training information, a sparse tensor, a tensor whose data is not as large as its shape
+    says, and external data other than a span of the sidecar, of which sidecar_bytes is the size (None: there is none).
     """
     _check_versions(model, what)
     for graph in _graphs(model.graph, what):
-        for node in graph.node:
-            if node.domain not in DOMAINS:
-                raise _bad(
-                    what,
-                    f"has the operator {node.domain}::{node.op_type}"[:200],
-                    "operators of the ONNX domain",
-                )
-    for tensor in _tensors(model.graph, what):
-        _check_tensor(tensor, what, sidecar_bytes)
+        _check_nodes(graph, what)
+        for tensor in graph.initializer:
+            _check_tensor(tensor, what, sidecar_bytes)
 
 
 def tensor_specs(model: onnx.ModelProto, what: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -81,46 +79,34 @@ def tensor_specs(model: onnx.ModelProto, what: str) -> tuple[tuple[TensorSpec, .
     Raises BundleError when one is no tensor, or its type or rank is not stated.
     """
     constants = {tensor.name for tensor in model.graph.initializer}
-    constants |= {tensor.values.name for tensor in model.graph.sparse_initializer}
     inputs = [_spec(value, what) for value in model.graph.input if value.name not in constants]
     return tuple(inputs), tuple(_spec(value, what) for value in model.graph.output)
 
 
-def check_specs(
-    model: onnx.ModelProto, what: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]
-) -> None:
+def check_specs(model: onnx.ModelProto, what: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> None:
     """Raise BundleError unless the graph has these inputs and outputs, in this order.
 
     A size that the manifest leaves free must be free in the graph; one that it states may be free there.
     """
     found = tensor_specs(model, what)
     for side, graph_specs, manifest_specs in (("inputs", found[0], inputs), ("outputs", found[1], outputs)):
-        same = len(graph_specs) == len(manifest_specs) and all(map(_agrees, graph_specs, manifest_specs))
-        if not same:
-            raise _bad(
-                what,
-                f"has the {side} {_show(graph_specs)}",
-                f"those of the manifest, {_show(manifest_specs)}",
-            )
+        if len(graph_specs) != len(manifest_specs) or not all(map(_agrees, graph_specs, manifest_specs)):
+            wanted = f"those of the manifest, {_show(manifest_specs)}"
+            raise _bad(what, f"has the {side} {_show(graph_specs)}", wanted)
 
 
 def _check_versions(model: onnx.ModelProto, what: str) -> None:
     if not MIN_IR_VERSION <= model.ir_version <= MAX_IR_VERSION:
-        raise _bad(
-            what,
-            f"has IR version {model.ir_version}",
-            f"{MIN_IR_VERSION} to {MAX_IR_VERSION}, which the runtime reads",
-        )
-    domains = [entry.domain for entry in model.opset_import]
+        wanted = f"{MIN_IR_VERSION} to {MAX_IR_VERSION}, which the runtime reads"
+        raise _bad(what, f"has IR version {model.ir_version}", wanted)
     for entry in model.opset_import:
         if entry.domain not in DOMAINS:
             raise _bad(what, f"imports the operator domain {entry.domain!r:.120}", "the ONNX domain alone")
         if not 1 <= entry.version <= MAX_OPSET:
-            raise _bad(
-                what, f"imports operator set {entry.version}", f"1 to {MAX_OPSET}, which the runtime reads"
-            )
-    if len(domains) != 1:
-        raise _bad(what, f"imports {len(domains)} operator sets", "one")
+            wanted = f"1 to {MAX_OPSET}, which the runtime reads"
+            raise _bad(what, f"imports operator set {entry.version}", wanted)
+    if len(model.opset_import) != 1:
+        raise _bad(what, f"imports {len(model.opset_import)} operator sets", "one")
     if model.functions or model.training_info:
         raise _bad(what, "has local functions or training information", "a graph alone")
 
@@ -138,21 +124,18 @@ def _graphs(graph: onnx.GraphProto, what: str) -> Iterator[onnx.GraphProto]:
     raise _bad(what, f"nests graphs deeper than {_MAX_NESTING}", "a flat graph")
 
 
-def _tensors(graph: onnx.GraphProto, what: str) -> Iterator[onnx.TensorProto]:
-    for inner in _graphs(graph, what):
-        yield from inner.initializer
-        sparse = list(inner.sparse_initializer)
-        for node in inner.node:
-            for attribute in node.attribute:
-                yield from attribute.tensors
-                sparse += attribute.sparse_tensors
-                if attribute.HasField("t"):
-                    yield attribute.t
-                if attribute.HasField("sparse_tensor"):
-                    sparse.append(attribute.sparse_tensor)
-        for tensor in sparse:
-            yield tensor.values
-            yield tensor.indices
+def _check_nodes(graph: onnx.GraphProto, what: str) -> None:
+    # A sparse tensor may declare any dense size, which the runtime would allocate.
+    sparse = bool(graph.sparse_initializer)
+    for node in graph.node:
+        if node.domain not in DOMAINS:
+            raise _bad(what, f"has the operator {node.domain + '::' + node.op_type!r:.160}", "ONNX's own operators")
+        for attribute in node.attribute:
+            sparse = sparse or attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)
+            for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):
+                _check_tensor(tensor, what, None)
+    if sparse:
+        raise _bad(what, "has a sparse tensor", "dense tensors")
 
 
 def _check_tensor(tensor: onnx.TensorProto, what: str, sidecar_bytes: int | None) -> None:
@@ -160,40 +143,35 @@ def _check_tensor(tensor: onnx.TensorProto, what: str, sidecar_bytes: int | None
 
     name = f"{what}, tensor {tensor.name!r:.120},"
     kind = _type_name(tensor.data_type)
-    elements = 1
-    if len(tensor.dims) > 32 or any(size < 0 for size in tensor.dims):
-        raise _bad(name, f"has the shape {list(tensor.dims)[:40]}", "at most 32 sizes, none negative")
-    for size in tensor.dims:
-        elements *= size
+    if len(tensor.dims) > MAX_RANK or min(tensor.dims, default=0) < 0:
+        raise _bad(name, f"has the shape {tensor.dims[:MAX_RANK]}", f"at most {MAX_RANK} sizes, none negative")
     if kind not in _BITS and kind != "STRING":
         raise _bad(name, f"has the data type {kind}", "a type that the runtime reads")
+    elements = math.prod(tensor.dims)
     needed = (elements * _BITS.get(kind, 0) + 7) // 8
-    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-        _check_external(tensor, name, needed, sidecar_bytes)
-        return
     if tensor.HasField("segment"):
         raise _bad(name, "is split in segments", "a whole tensor")
-    _check_inline(tensor, name, kind, elements, needed)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+        _check_external(tensor, name, needed, sidecar_bytes)
+    else:
+        _check_inline(tensor, name, kind, elements)
 
 
-def _check_inline(tensor: onnx.TensorProto, name: str, kind: str, elements: int, needed: int) -> None:
+def _check_inline(tensor: onnx.TensorProto, name: str, kind: str, elements: int) -> None:
     """Exactly one field holds the data, and holds as much as the shape says."""
-    field = next((field for field, kinds in _FIELDS.items() if kind in kinds), "int32_data")
-    filled = [other for other in (*_FIELDS, "int32_data") if len(getattr(tensor, other))]
+    bits = _BITS.get(kind, 8)
+    typed = next((field for field, kinds in _FIELDS.items() if kind in kinds), "int32_data")
     if tensor.HasField("raw_data") and kind != "STRING":
-        if filled or len(tensor.raw_data) != needed:
-            raise _bad(
-                name,
-                f"has {len(tensor.raw_data)} bytes of raw data for the shape {list(tensor.dims)}",
-                f"{needed} bytes",
-            )
-        return
-    count = needed if _BITS.get(kind, 8) < 8 else elements * (2 if kind.startswith("COMPLEX") else 1)
-    if len(getattr(tensor, field)) != count or filled not in ([], [field]) or tensor.HasField("raw_data"):
+        field, needed = "raw_data", (elements * bits + 7) // 8
+    elif bits < 8:  # packed, one byte in each int32
+        field, needed = typed, (elements * bits + 7) // 8
+    else:
+        field, needed = typed, elements * (2 if kind.startswith("COMPLEX") else 1)
+    found = len(getattr(tensor, field))
+    filled = [other for other in (*_FIELDS, "int32_data", "raw_data") if len(getattr(tensor, other))]
+    if found != needed or filled not in ([], [field]):
         raise _bad(
-            name,
-            f"has {len(getattr(tensor, field))} values in {field} for the shape {list(tensor.dims)}",
-            f"{count}",
+            name, f"has {found} entries in {field} for the shape {list(tensor.dims)}", f"{needed} and no other data"
         )
 
 
@@ -201,65 +179,53 @@ def _check_external(tensor: onnx.TensorProto, name: str, needed: int, sidecar_by
     import onnx
 
     entries = {entry.key: entry.value for entry in tensor.external_data}
-    if sidecar_bytes is None or entries.get("location") != SIDECAR:
-        raise _bad(
-            name,
-            f"is kept in the external file {entries.get('location')!r:.120}",
-            f"data inside the model or in a hashed {SIDECAR}",
-        )
-    numbers = [entries.get(key, "") for key in ("offset", "length")]
-    if (
-        set(entries) != {"location", "offset", "length"}
-        or len(entries) != len(tensor.external_data)
-        or not all(number.isascii() and number.isdigit() and len(number) < 16 for number in numbers)
-    ):
+    location = entries.get("location", "")
+    if sidecar_bytes is None or location != SIDECAR:
+        wanted = f"it in the model, or in the hashed {SIDECAR} of a model above 2 GB"
+        raise _bad(name, f"has its data in another file, {location!r:.120}", wanted)
+    offset, length = (_number(entries.get(key, "")) for key in ("offset", "length"))
+    if set(entries) != {"location", "offset", "length"} or len(tensor.external_data) != len(entries):
         raise _bad(name, "has unclear external data", "one location, offset and length")
-    offset, length = map(int, numbers)
-    if length != needed or offset + length > sidecar_bytes:
-        raise _bad(
-            name,
-            f"has {length} bytes at {offset} of {SIDECAR} ({sidecar_bytes} bytes)",
-            f"{needed} bytes inside the file",
-        )
-    if tensor.data_location != onnx.TensorProto.EXTERNAL or tensor.HasField("raw_data"):
+    if length != needed or offset < 0 or offset + length > sidecar_bytes:
+        found = f"has {length} bytes at {offset} of {SIDECAR}, which has {sidecar_bytes},"
+        raise _bad(name, found, f"{needed} bytes inside the file")
+    inline = any(len(getattr(tensor, field)) for field in (*_FIELDS, "int32_data", "raw_data"))
+    if tensor.data_location != onnx.TensorProto.EXTERNAL or inline:
         raise _bad(name, "has both inline and external data", "one of them")
 
 
+def _number(text: str) -> int:
+    """The number that decimal digits stand for, -1 for any other text."""
+    return int(text) if re.fullmatch("[0-9]{1,15}", text) else -1
+
+
 def _spec(value: onnx.ValueInfoProto, what: str) -> TensorSpec:
-    kind = _type_name(value.type.tensor_type.elem_type) if value.type.HasField("tensor_type") else "no tensor"
-    if kind not in _NUMPY_NAMES or not value.type.tensor_type.HasField("shape"):
-        raise _bad(
-            what,
-            f"has {value.name!r:.120} of type {kind} and no stated shape"[:240],
-            "tensors of a number type with a stated rank",
-        )
-    sizes = value.type.tensor_type.shape.dim
-    return TensorSpec(
-        value.name,
-        _NUMPY_NAMES[kind],
-        tuple(size.dim_value if size.HasField("dim_value") else -1 for size in sizes),
-    )
+    tensor = value.type.tensor_type
+    kind = _type_name(tensor.elem_type) if value.type.HasField("tensor_type") else "no tensor"
+    if kind not in _NUMPY_NAMES:
+        raise _bad(f"{what}, {value.name!r:.120},", f"is of type {kind}", "a tensor of numbers")
+    if not tensor.HasField("shape") or len(tensor.shape.dim) > MAX_RANK:
+        raise _bad(f"{what}, {value.name!r:.120},", "has no stated shape", f"one of at most {MAX_RANK} sizes")
+    sizes = (size.dim_value if size.HasField("dim_value") else -1 for size in tensor.shape.dim)
+    return TensorSpec(value.name, _NUMPY_NAMES[kind], tuple(sizes))
 
 
 def _agrees(graph: TensorSpec, manifest: TensorSpec) -> bool:
-    return (
-        (graph.name, graph.dtype, len(graph.shape)) == (manifest.name, manifest.dtype, len(manifest.shape))
-        and all(stated in (free, -1) for stated, free in zip(graph.shape, manifest.shape, strict=True))
-    )  # fmt: skip
+    same = (graph.name, graph.dtype, len(graph.shape)) == (manifest.name, manifest.dtype, len(manifest.shape))
+    return same and all(found in (stated, -1) for found, stated in zip(graph.shape, manifest.shape, strict=True))
 
 
 def _show(specs: Sequence[TensorSpec]) -> str:
-    return ", ".join(f"{spec.name!r:.80} {spec.dtype} {list(spec.shape)}" for spec in specs[:8]) or "(none)"
+    shown = [f"{spec.name!r:.80} {spec.dtype} {list(spec.shape)}" for spec in specs[:8]]
+    return ", ".join(shown) or "(none)"
 
 
 def _type_name(number: int) -> str:
     import onnx
 
-    try:
-        return onnx.TensorProto.DataType.Name(number)  # type: ignore[arg-type]
-    except ValueError:
-        return str(number)
+    names: Mapping[int, str] = {value: name for name, value in onnx.TensorProto.DataType.items()}
+    return names.get(number, str(number))
 
 
 def _bad(what: str, found: str, expected: str) -> BundleError:
-    return BundleError(f"{what} {found}; expected {expected}; export the network again with bnfold")
+    return BundleError(f"{what} {found}; expected {expected}; export the network in that form and build the bundle")

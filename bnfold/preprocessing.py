@@ -1,7 +1,7 @@
 """From the bytes of a picture to the tensor that the network was trained on: numpy and Pillow, no torch.
 
-`tensor[c, y, x] = (pixel[y, x, c] * scale - mean[c]) / std[c]`, with pixels from 0 to 255. The picture comes from a
-stranger: its format is told by its first bytes, its size is read and capped before a pixel is decoded.
+`tensor[c, y, x] = (pixel[y, x, c] * scale - mean[c]) / std[c]`, with pixels from 0 to 255. The
+picture comes from a stranger: its first bytes tell its format, its size is read and capped before it is decoded.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from PIL.ImageFile import ImageFile
 from bnfold.documents import Fields
 from bnfold.errors import DataError
 
-MAX_PIXELS = 2**25  # 33.5 million: above the cameras of telephones, 128 MiB once decoded to four channels
-
-_MAX_SIDE = 16384
+MAX_PIXELS = 2**25  # 33.5 million, 128 MiB once decoded to four channels
+MAX_SIDE = 4096  # of the network's input, so that a manifest cannot ask for gigabytes
 _CHANNELS = {"L": 1, "RGB": 3}
 _ORIENTATION = 0x0112  # Exif 2.32, table 4
 _TURNS = {
@@ -36,9 +35,9 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input of shape (C, height, width), float32; C is 1 for "L" and 3 for "RGB".
+    """How a picture becomes the network's input, (C, height, width) float32; C is 1 for mode "L" and 3 for "RGB".
 
-    mean and std have one value a channel. Raises BundleError when a value cannot be meant.
+    mean and std have one value a channel. Raises BundleError for a value outside the schema.
     """
 
     mode: Literal["L", "RGB"]
@@ -52,7 +51,7 @@ class Preprocessing:
         checked = Fields("preprocessing", vars(self))
         checked.choice("mode", tuple(_CHANNELS))
         for side in ("height", "width"):
-            checked.integer(side, 1, _MAX_SIDE)
+            checked.integer(side, 1, MAX_SIDE)
         if checked.number("scale") <= 0:
             checked.refuse("scale", "a number above 0")
         for key in ("mean", "std"):
@@ -79,12 +78,12 @@ class Preprocessing:
 
     @staticmethod
     def from_dict(document: Mapping[str, Any], what: str = "preprocessing") -> Preprocessing:
-        """Read what `to_dict` wrote. Raises BundleError on an unknown or missing key, a wrong type or value."""
+        """Read what `to_dict` wrote. Raises BundleError for an unknown or missing key or a wrong value."""
         fields = Fields.of(document, what, ("mode", "height", "width", "scale", "mean", "std"))
         return Preprocessing(
             mode=cast(Literal["L", "RGB"], fields.choice("mode", tuple(_CHANNELS))),
-            height=fields.integer("height", 1, _MAX_SIDE),
-            width=fields.integer("width", 1, _MAX_SIDE),
+            height=fields.integer("height", 1, MAX_SIDE),
+            width=fields.integer("width", 1, MAX_SIDE),
             scale=fields.number("scale"),
             mean=fields.numbers("mean"),
             std=fields.numbers("std"),
@@ -96,9 +95,9 @@ def decode_image(
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Decode a PNG, JPEG or WebP picture to (C, height, width), float32.
 
-    The first frame counts, Exif orientation is honoured, transparency shows black, sixteen bits a channel are
-    rounded to eight, colour becomes grey by ITU-R 601 luma, and a picture of another size is resized
-    (bilinear, antialiased). Raises DataError for what is no such picture, is damaged or has more than max_pixels.
+    The first frame counts, Exif orientation is honoured, transparency shows black, sixteen bits a channel become
+    eight, colour becomes grey by ITU-R 601 luma, and a picture of another size is resized (bilinear, antialiased).
+    Raises DataError for what is no such picture, is damaged, or has more than max_pixels.
     """
     try:
         with _open(data, max_pixels) as picture:
@@ -111,16 +110,15 @@ def decode_image(
     except Exception as problem:  # Pillow's decoders raise nearly any type on hostile bytes
         found = str(problem).strip().splitlines()
         raise DataError(
-            f"the image is damaged ({found[0][:120] if found else type(problem).__name__}); send a whole PNG, JPEG or WebP file"
+            f"the image is damaged ({found[0][:120] if found else type(problem).__name__});"
+            " expected a whole PNG, JPEG or WebP file; send it again"
         ) from problem
     if pixels.size != (preprocessing.width, preprocessing.height):
         pixels = pixels.resize((preprocessing.width, preprocessing.height), Image.Resampling.BILINEAR)
     array = np.asarray(pixels, dtype=np.float64).reshape(
         preprocessing.height, preprocessing.width, preprocessing.channels
     )
-    normalised = (array * preprocessing.scale - np.asarray(preprocessing.mean)) / np.asarray(
-        preprocessing.std
-    )
+    normalised = (array * preprocessing.scale - np.asarray(preprocessing.mean)) / np.asarray(preprocessing.std)
     return np.ascontiguousarray(normalised.transpose(2, 0, 1), dtype=np.float32)
 
 
@@ -140,7 +138,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
         picture = WebPImagePlugin.WebPImageFile(stream)
     else:
         raise DataError(
-            f"the image starts with the bytes {data[:8].hex(' ') or '(none)'}, which are no PNG, JPEG or WebP; send one of these"
+            f"the image is none, as it starts with the bytes {data[:8].hex(' ') or '(none)'};"
+            " expected PNG, JPEG or WebP; convert it to one of these"
         )
     _check_pixels(picture.size, max_pixels)
     return picture
@@ -148,9 +147,8 @@ def _open(data: bytes, max_pixels: int) -> ImageFile:
 
 def _check_pixels(size: tuple[int, int], max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
-        raise DataError(
-            f"the image has {size[0]}x{size[1]} pixels; expected at most {max_pixels}; send a smaller one"
-        )
+        found = f"the image has {size[0]}x{size[1]} pixels"
+        raise DataError(f"{found}; expected at most {max_pixels}; make it smaller")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:
@@ -163,15 +161,14 @@ def _webp_size(data: bytes) -> tuple[int, int]:
         return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
     if kind == b"VP8 " and len(body) == 10:
         return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-    raise DataError(
-        "the image is a WebP file without a picture in its first chunk; send a whole PNG, JPEG or WebP file"
-    )
+    raise DataError("the image is a WebP file that does not state its size; expected a whole file; send it again")
 
 
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
     if picture.mode.startswith("I"):  # sixteen-bit grey, which convert() would clip at 255
-        values = np.asarray(picture).astype(np.int64)
-        picture = Image.fromarray(((values * 255 + 32767) // 65535).clip(0, 255).astype(np.uint8))
+        values = np.asarray(picture).astype(np.uint32)
+        values[values == picture.info.get("transparency", -1)] = 0
+        picture = Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
     if picture.has_transparency_data:
         layers = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", layers.size, (0, 0, 0, 255)), layers).convert("RGB")

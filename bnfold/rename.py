@@ -13,10 +13,10 @@ _RENAME_NOREPLACE = 1  # renameat2(2)
 
 
 def rename_new(source: Path, target: Path) -> None:
-    """Rename in one atomic step. Raises FileExistsError when the target exists in any form, an empty folder included.
+    """Rename in one atomic step. Raises FileExistsError when the target exists, were it an empty folder.
 
-    POSIX rename silently replaces an empty folder; Linux can be told not to. Where that is missing the target is
-    looked for first: a folder with something in it, or a file, is then still never replaced.
+    POSIX rename silently replaces an empty folder; Linux can be told not to. Elsewhere the target is looked for first,
+    which leaves a gap for an empty folder made at that moment; anything else is never replaced.
     """
     if sys.platform == "linux" and _renameat2(source, target):
         return
@@ -31,13 +31,12 @@ def rename_new(source: Path, target: Path) -> None:
 
 
 def _renameat2(source: Path, target: Path) -> bool:
-    """True when done, False when this C library, kernel or file system does not know the call."""
+    """True when done, False when it cannot be done this way: old C library, kernel or file system, or worse."""
     call = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if call is None:
         return False
     if call(_AT_FDCWD, os.fsencode(source), _AT_FDCWD, os.fsencode(target), _RENAME_NOREPLACE) == 0:
         return True
-    number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
-        return False
-    raise OSError(number, os.strerror(number), str(target))
+    if ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    return False

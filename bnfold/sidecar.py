@@ -22,10 +22,10 @@ _PAGE = 4096  # ONNX Runtime maps external data by pages
 def encode_models(
     folder: Path, models: Mapping[str, onnx.ModelProto], write: Callable[[Path, bytes], str]
 ) -> dict[str, str]:
-    """Write models into a folder, deterministically; gives sha256 by file name.
+    """Write models into a folder, equal models as equal bytes; gives sha256 by file name.
 
-    Where the tensors of a model exceed INLINE_BYTES they go to the sidecar, which the models share: a tensor that two of
-    them have is stored once. The models given are not changed.
+    Where the tensors of a model exceed INLINE_BYTES they go to the sidecar, which the models share: a tensor that two
+    of them have is stored once. The models given are not changed. Raises BundleError for a model that stays too large.
     """
     large = [name for name, model in models.items() if _tensor_bytes(model) > INLINE_BYTES]
     hashes = {}
@@ -36,9 +36,21 @@ def encode_models(
             stream.flush()
             os.fsync(stream.fileno())
     for name, model in models.items():
-        _check_whole(model, name)
-        hashes[name] = write(folder / name, moved.get(name, model).SerializeToString(deterministic=True))
+        hashes[name] = write(folder / name, _serialise(moved.get(name, model), name))
     return hashes
+
+
+def _serialise(model: onnx.ModelProto, name: str) -> bytes:
+    from google.protobuf.message import EncodeError
+
+    try:
+        data: bytes = model.SerializeToString(deterministic=True)
+        return data
+    except (EncodeError, ValueError):
+        raise BundleError(
+            f"{name} does not fit a protobuf message of 2 GiB without its initialisers; expected a smaller graph;"
+            " keep large constants as initialisers with raw data"
+        ) from None
 
 
 def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -54,7 +66,7 @@ def _tensor_bytes(model: onnx.ModelProto) -> int:
 
 
 def _move_out(models: Mapping[str, onnx.ModelProto], stream: BinaryIO) -> str:
-    """Move the large raw tensors of models into the stream, each content once; gives the sha256 of the stream."""
+    """Move the large raw tensors of models into the stream, each content once; gives the sha256 of it."""
     import onnx
 
     digest = hashlib.sha256()
@@ -78,11 +90,3 @@ def _move_out(models: Mapping[str, onnx.ModelProto], stream: BinaryIO) -> str:
             for field, value in entries.items():
                 tensor.external_data.add(key=field, value=value)
     return digest.hexdigest()
-
-
-def _check_whole(model: onnx.ModelProto, name: str) -> None:
-    for tensor in model.graph.initializer:
-        if tensor.external_data:
-            raise BundleError(
-                f"{name}, tensor {tensor.name!r:.120}, has its data in another file; expected it in memory; load it before the bundle is built"
-            )
