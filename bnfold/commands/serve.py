@@ -27,15 +27,13 @@ def add(commands: Commands) -> None:
         metavar="REPOSITORY",
         type=Path,
         nargs="?",
-        default=Path("models"),
         help="a folder of <name>/<version>/ bundles (default: models)",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1)")
-    parser.add_argument("--port", type=port, default=8000, help="port to listen on; 0 takes a free one (default: 8000)")
+    parser.add_argument("--host", help="address to listen on (default: 127.0.0.1)")
+    parser.add_argument("--port", type=port, help="port to listen on; 0 takes a free one (default: 8000)")
     parser.add_argument(
         "--device",
         choices=("auto", "cuda", "cpu"),
-        default="auto",
         help="cuda means CUDA or an error; auto takes it where it starts (default: auto)",
     )
 
@@ -45,6 +43,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from service.server import serve
     from service.settings import Settings
 
-    settings = Settings(repository=options.repository, host=options.host, port=options.port, device=options.device)
+    # What is not given here may come from BNFOLD_* variables, and has its default in Settings.
+    settings = Settings.load(repository=options.repository, host=options.host, port=options.port, device=options.device)
     serve(settings)
     return 0
