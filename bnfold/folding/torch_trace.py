@@ -1,0 +1,117 @@
+"""A torch module traced by torch.export, in eval mode, with a free batch size, on a deep copy."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from bnfold.errors import FoldError
+
+_log = logging.getLogger(__name__)
+
+
+def trace_module(
+    module: torch.nn.Module, example_inputs: tuple[Any, ...], *, dynamic_shapes: Any = None
+) -> ExportedProgram:
+    """Trace a deep copy of a module in eval mode; the module itself is not touched.
+
+    example_inputs: the positional arguments. dynamic_shapes: as for torch.export.export; None frees axis 0 of every
+    tensor argument that the network lets go (also when the example has a batch of one).
+
+    Raises FoldError when the module cannot be copied or traced.
+    """
+    inert = copied(module).eval()
+    inputs = pytree.tree_map(_detached, example_inputs)
+    attempts: list[Callable[[], ExportedProgram]] = []
+    if dynamic_shapes is not None:
+        attempts.append(lambda: _export(inert, inputs, dynamic_shapes))
+    else:
+        # torch.export takes a size of one for a constant, so a batch of one is traced as a batch of two.
+        attempts.append(lambda: _export(inert, pytree.tree_map(_at_least_two, inputs), _free_batch(inputs)))
+        attempts.append(lambda: _export(inert, inputs, _free_batch(inputs)))
+    first: Exception | None = None
+    for attempt in attempts:
+        try:
+            return attempt()
+        except Exception as problem:  # whatever the network's own code or the tracer raises
+            first = first or problem
+            _log.debug("tracing %s failed: %s", type(module).__name__, problem)
+    raise FoldError(
+        f"{type(module).__name__} cannot be traced by torch.export{_place(first)}: {_sentence(first)}; check that it "
+        "runs in eval mode on the example inputs, and write what depends on data with torch.cond, or give an .onnx file"
+    ) from first
+
+
+def copied(module: torch.nn.Module) -> torch.nn.Module:
+    """A deep copy. Raises FoldError when the module cannot be copied."""
+    try:
+        with quiet():
+            return copy.deepcopy(module)
+    except Exception as problem:  # a module may hold anything: open files, locks, tensors with a history
+        raise FoldError(
+            f"{type(module).__name__} cannot be copied ({_sentence(problem)}), and folding never changes its source; "
+            "expected a module that copy.deepcopy takes"
+        ) from problem
+
+
+def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
+    with quiet(), torch.no_grad():
+        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+
+
+def _free_batch(inputs: tuple[Any, ...]) -> Any:
+    """Axis 0 of every tensor is free, unless the network fixes it."""
+    return pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, inputs)
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, torch.Tensor) else value
+
+
+def _at_least_two(value: Any) -> Any:
+    """A tensor of one row with the row twice; anything else as it is."""
+    is_single = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == 1
+    return torch.cat([value, value]) if is_single else value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings of the tracer, which speak of its own insides, and without its log of what it tried."""
+    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+def _place(problem: BaseException | None) -> str:
+    """Where in the user's own code it went wrong: the last frame outside of torch, by file name and line."""
+    place = ""
+    step = problem.__traceback__ if problem is not None else None
+    while step is not None:
+        code = step.tb_frame.f_code
+        module = str(step.tb_frame.f_globals.get("__name__", ""))
+        if not module.startswith(("torch", "bnfold", "contextlib", "copy")):
+            place = f" ({code.co_name}, line {step.tb_lineno} of {code.co_filename.rpartition('/')[2]})"
+        step = step.tb_next
+    return place
+
+
+def _sentence(problem: BaseException | None) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return f"{type(problem).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(problem).__name__
