@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.errors import FoldError, ParityError
-from bnfold.folding.edits import Bypass, Edit, SetWeights
+from bnfold.folding.edits import Edit, SetWeights
 from bnfold.folding.facts import Array, Linear, Norm
 from bnfold.folding.onnx_graph import carry_out, read
 from bnfold.folding.plan import make_plan
@@ -177,7 +177,7 @@ def judge(site: Site, folded: ir.Model) -> tuple[TensorVerdict, ...]:
         verdicts.append(_verdict(site, "weight", found, _channel_of(channels, found.worst_index)))
     stored = _stored(folded, site.bias)
     if stored is not None and stored.shape == (linear.channels,):
-        found = measure_vector(_exact_bias(linear, scale, shift), stored)
+        found = measure_vector(exact_bias(linear, scale, shift), stored)
         verdicts.append(_verdict(site, "bias", found, found.worst_index[0] if found.worst_index else 0))
     return tuple(verdicts)
 
@@ -202,7 +202,8 @@ def output_channels(linear: Linear) -> Array:
     return np.asarray(group[:, None] * per_group + np.arange(per_group, dtype=np.int64)[None, :])
 
 
-def _exact_bias(linear: Linear, scale: Sequence[Interval], shift: Sequence[Interval]) -> list[Interval]:
+def exact_bias(linear: Linear, scale: Sequence[Interval], shift: Sequence[Interval]) -> list[Interval]:
+    """The folded bias, exactly: scale * beta * bias + shift, (O,)."""
     if linear.bias is None:
         return list(shift)
     bias = _spread(exact_array(linear.bias.load()), linear.channels)
@@ -252,5 +253,3 @@ class _Blank(SetWeights):
     def bias(self) -> Array:
         return np.zeros((self.linear.channels,), (self.linear.bias or self.linear.weight).load().dtype)
 
-
-__all__ = ["Bypass", "Certificate", "Expectation", "Site", "TensorVerdict", "certify", "exact_map", "expect", "judge", "output_channels"]

@@ -1,4 +1,4 @@
-"""The networks of these tests are a plain module beside them; the importlib mode of pytest does not look here by itself."""
+"""The networks of these tests are a plain module beside them, which pytest finds through this path."""
 
 from __future__ import annotations
 

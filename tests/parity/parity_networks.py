@@ -140,7 +140,8 @@ def _linear(build: Builder, x: str, layer: Layer, name: str) -> str:
         shape = (layer.inputs, layer.outputs // layer.groups, *kernel)
         weight = build.constant(f"{name}.linear.weight", build.weight(*shape))
     else:
-        shape = (layer.outputs, layer.inputs) if layer.transposed else (layer.inputs, layer.outputs)
+        transposed = layer.transposed and layer.kind == "gemm"
+        shape = (layer.outputs, layer.inputs) if transposed else (layer.inputs, layer.outputs)
         weight = build.constant(f"{name}.linear.weight", build.weight(*shape))
     if layer.kind == "gemm":
         return build.node(

@@ -1,0 +1,223 @@
+"""How far rounding may take a linear and its norms from the exact result: running error analysis, channel by channel.
+
+Everything a span computes is bounded by two affine functions of M = |W| * |x|, the linear applied to absolute values:
+every exact intermediate value is at most `size` = p*M + q, and the computed one is at most `error` = r*M + t away from
+it. Each step of the span maps (p, q, r, t) onwards (Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.,
+sections 3.1 to 3.3). The standard model: fl(x op y) = (x op y)(1 + d) + h, |d| <= u, |h| <= eta/2, h = 0 for additions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.errors import ParityError
+from bnfold.folding.facts import Array, Expr, Leaf, Linear, Norm, Op, Scalar, View, leaves
+from bnfold.parity.exact import FORMATS, Format
+
+F64 = np.ndarray[Any, np.dtype[np.float64]]
+
+_FLOAT64_SLACK = 2.0**-50  # of the terms, for the float64 arithmetic of this module itself
+# Roundings that touch a term of BatchNormalization, whichever way it is written: gamma / sqrt(var + eps) takes 4, times
+# mean 5, minus it 6, times x 5 and plus 6; (x - mean) / sqrt(var + eps) * gamma + beta takes 6. Two to spare.
+_BATCH_NORM_ROUNDINGS = 8
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """The arithmetic of a span. store: unit roundoff of values between nodes; accumulate: that of sums inside one.
+
+    eta, inner_eta: the smallest subnormal of either; results below the normal numbers are rounded, not flushed.
+    """
+
+    store: float
+    accumulate: float
+    eta: float
+    inner_eta: float
+
+    @staticmethod
+    def of(form: Format) -> Rounding:
+        """float32 and float64 accumulate in themselves, half formats in float32 (as ONNX Runtime's CPU kernels do)."""
+        inner = form if form.bits > 20 else FORMATS["float32"]
+        return Rounding(form.unit_roundoff, inner.unit_roundoff, form.smallest, inner.smallest)
+
+    @property
+    def step(self) -> float:
+        """Relative error of one elementwise operation: computed in the inner format, then stored."""
+        return self.store + 2 * self.accumulate
+
+    def sums(self, roundings: int) -> float:
+        """gamma(n) = n*u / (1 - n*u) in the inner format, then one rounding to store. Raises ParityError if n*u >= 1."""
+        product = roundings * self.accumulate
+        if product >= 1:
+            raise ParityError(f"a sum of {roundings} terms at unit roundoff {self.accumulate:.2g} has no rounding bound")
+        gamma = product / (1 - product)
+        return gamma * (1 + self.store) + self.store
+
+
+@dataclass(frozen=True)
+class Affine:
+    """size = p*M + q and error = r*M + t, each a vector over the output channels, float64, not negative."""
+
+    p: F64
+    q: F64
+    r: F64
+    t: F64
+
+    def plus(self, value: F64, error: F64, by: Rounding) -> Affine:
+        """After adding or subtracting a constant known up to `error`."""
+        q = self.q + np.abs(value)
+        r, t = self.r, self.t + error
+        return Affine(self.p, q, r + by.step * (self.p + r), t + by.step * (q + t))
+
+    def times(self, value: F64, error: F64, by: Rounding) -> Affine:
+        """After multiplying by a constant known up to `error`."""
+        size = np.abs(value)
+        r, t = self.r * (size + error) + self.p * error, self.t * (size + error) + self.q * error
+        p, q = self.p * size, self.q * size
+        return Affine(p, q, r + by.step * (p + r), t + by.step * (q + t) + by.eta)
+
+    def over(self, value: F64, error: F64, by: Rounding) -> Affine:
+        """After dividing by a constant known up to `error`: |z'/c' - z/c| <= |z' - z|/|c'| + |z||c' - c|/(|c||c'|)."""
+        size = np.abs(value)
+        least = size - error
+        if not np.all(least > 0):
+            raise ParityError("a divisor of the norm may round to zero; the span has no rounding bound")
+        p, q = self.p / size, self.q / size
+        r, t = (self.r + p * error) / least, (self.t + q * error) / least
+        return Affine(p, q, r + by.step * (p + r), t + by.step * (q + t) + by.eta)
+
+    def batch_norm(self, norm: Norm, by: Rounding) -> Affine:
+        """After BatchNormalization in inference mode, whose own roundings are _BATCH_NORM_ROUNDINGS."""
+        if norm.statistics is None:
+            raise ParityError(f"{norm.label} is neither BatchNormalization nor a chain of elementwise steps")
+        gamma, beta, mean, variance, eps = (
+            constant(part, by)[0]
+            for part in (
+                norm.statistics.gamma, norm.statistics.beta, norm.statistics.mean, norm.statistics.variance,
+                norm.statistics.eps,
+            )
+        )  # fmt: skip
+        scale = np.abs(gamma) / np.sqrt(variance + eps)
+        own = by.sums(_BATCH_NORM_ROUNDINGS)
+        p, q = scale * self.p, scale * (self.q + np.abs(mean)) + np.abs(beta)
+        carried = scale * (1 + own)
+        # A scale that is subnormal is off by eta, and so are the products; each meets one of these factors.
+        lost = by.eta * (self.q + self.t + np.abs(mean) + np.abs(gamma) + 4)
+        return Affine(
+            p, q, carried * self.r + own * p + by.eta * (self.p + self.r), carried * self.t + own * q + lost
+        )
+
+
+def fan_in(linear: Linear) -> int:
+    """K: the most products that any output of the linear sums."""
+    shape = linear.weight.shape
+    if linear.out_first:
+        return int(np.prod(shape[1:]))
+    return int(np.prod([shape[0] // linear.groups, *shape[2:]]))
+
+
+def start(linear: Linear, by: Rounding) -> Affine:
+    """After the linear: K products, K sums, alpha, beta and the bias touch a term at most K + 4 times."""
+    own = by.sums(fan_in(linear) + 4)
+    bias = np.zeros(linear.channels)
+    if linear.bias is not None:
+        stored = linear.bias.load().astype(np.float64).reshape(-1)
+        bias = np.broadcast_to(np.abs(linear.beta * stored), (linear.channels,)).astype(np.float64)
+    p = np.full(linear.channels, abs(linear.alpha))
+    lost = (fan_in(linear) + 4) * by.inner_eta * (1 + abs(linear.alpha)) + by.eta
+    return Affine(p, bias, own * p, own * bias + lost)
+
+
+def through(norms: tuple[Norm, ...], begin: Affine, by: Rounding) -> Affine:
+    """After the norms, each as the source wrote it. Raises ParityError for one whose steps are not known."""
+    state = begin
+    with np.errstate(all="ignore"):
+        for norm in norms:
+            if not norm.is_elementwise:
+                state = state.batch_norm(norm, by)
+                continue
+            if not norm.steps:
+                raise ParityError(f"{norm.label} does not say its steps; its span has no rounding bound")
+            for step in norm.steps:
+                value, error = constant(step.by, by)
+                match step.kind:
+                    case "add" | "sub":
+                        state = state.plus(value, error, by)
+                    case "mul":
+                        state = state.times(value, error, by)
+                    case "div":
+                        state = state.over(value, error, by)
+    return state
+
+
+def folded(linear: Linear, scale: F64, bias: F64, by: Rounding) -> Affine:
+    """After the folded linear. scale: |S * alpha|, bias: |the exact folded bias|, both (O,).
+
+    Each weight and bias is rounded once (to store), then K products and K sums touch a term at most K + 2 times.
+    A folded weight that is subnormal is off by eta/2 whatever its size: `lost_weights` puts that into M.
+    """
+    roundings = fan_in(linear) + 2
+    own = (1 + by.store) * (1 + by.sums(roundings)) - 1
+    lost = (roundings + 1) * by.inner_eta + 2 * by.eta  # of the sum; of the stored result and of the bias
+    return Affine(scale, bias, own * scale, own * bias + lost)
+
+
+def lost_weights(weight: Array, scale: Array, form: Format) -> F64:
+    """What to add to |W| so that scale * (|W| + it) also covers folded weights that are rounded to a subnormal.
+
+    weight: |W| in float64; scale: |S * alpha|, broadcast against it.
+    """
+    with np.errstate(all="ignore"):
+        product = weight * scale
+        small = (product < 2.0**form.least_exponent) & (weight > 0) & (scale > 0)
+        return np.where(small, form.smallest / np.where(scale > 0, scale, 1.0), 0.0)
+
+
+def constant(expr: Expr, by: Rounding) -> tuple[F64, F64]:
+    """(value, error): a constant of the graph, and how far the graph's own computing of it may take it from there."""
+    coarsest = max([by.store, *(FORMATS[leaf.dtype].unit_roundoff for leaf in leaves(expr) if leaf.dtype in FORMATS)])
+    return _running(expr, coarsest, by.eta)
+
+
+def _running(expr: Expr, u: float, eta: float) -> tuple[F64, F64]:
+    match expr:
+        case Scalar(value):
+            return np.asarray(value, np.float64), np.zeros(())
+        case Leaf(tensor):
+            values = tensor.load().astype(np.float64)
+            return values, np.zeros_like(values)
+        case View(of, shape):
+            value, error = _running(of, u, eta)
+            return value.reshape(shape), error.reshape(shape)
+        case Op("sqrt", (only,)):
+            return _root(*_running(only, u, eta), u)
+        case Op(kind, args):
+            return _binary(kind, _running(args[0], u, eta), _running(args[1], u, eta), u, eta)
+
+
+def _root(value: F64, error: F64, u: float) -> tuple[F64, F64]:
+    root = np.sqrt(value)
+    low = np.sqrt(np.maximum(value - error, 0.0))
+    spread = np.where(error > 0, error / np.maximum(root + low, np.finfo(np.float64).tiny), 0.0)
+    carried = np.minimum(spread, np.sqrt(error))
+    return root, carried + u * (root + carried) + _FLOAT64_SLACK * root
+
+
+def _binary(kind: str, left: tuple[F64, F64], right: tuple[F64, F64], u: float, eta: float) -> tuple[F64, F64]:
+    (a, ea), (b, eb) = left, right
+    if kind in ("add", "sub"):
+        value = a + b if kind == "add" else a - b
+        carried, terms, lost = ea + eb, np.abs(a) + np.abs(b), 0.0
+    elif kind == "mul":
+        value = a * b
+        carried, terms, lost = np.abs(a) * eb + np.abs(b) * ea + ea * eb, np.abs(value), eta
+    else:
+        least = np.abs(b) - eb
+        if not np.all(least > 0):
+            raise ParityError("a constant of the norm divides by what may round to zero; it has no rounding bound")
+        value = a / b
+        carried, terms, lost = (ea + np.abs(value) * eb) / least, np.abs(value), eta
+    return np.asarray(value), carried + u * (np.abs(value) + carried) + _FLOAT64_SLACK * terms + lost

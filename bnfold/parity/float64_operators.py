@@ -1,0 +1,225 @@
+"""Convolution and pooling in float64 for the ONNX reference evaluator, which has them wrong or too slow.
+
+Found in onnx 1.23 (tests/parity/test_oracle.py keeps watch): ConvTranspose with groups slices weight and bias by the
+wrong channels; MaxPool and AveragePool loop over elements in Python, mistake the order of `pads`, and drop NaN; Conv
+copies the whole column matrix of a batch at once. These follow the specifications Conv-11, ConvTranspose-11,
+MaxPool-12 and AveragePool-19, over numpy's sliding windows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from onnx.reference.op_run import OpRun
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Sizes = Sequence[int] | None
+
+_COLUMNS = 1 << 23  # elements of the column matrix of a convolution at a time: 64 MiB
+
+
+@dataclass(frozen=True)
+class Window:
+    """A window that slides over the spatial axes: one size an axis each, all paddings resolved."""
+
+    kernel: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilations: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def reach(self) -> tuple[int, ...]:
+        """The number of positions that the dilated kernel spans."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    def view(self, x: Array, fill: float) -> Array:
+        """(N, C, *spatial) as (N, C, *outputs, *kernel), padded with `fill`; a view unless padding copies."""
+        needed = [(o - 1) * s + r for o, s, r in zip(self.outputs, self.strides, self.reach, strict=True)]
+        missing = [max(0, n - b - size) for n, b, size in zip(needed, self.before, x.shape[2:], strict=True)]
+        padding = [(0, 0), (0, 0), *zip(self.before, missing, strict=True)]
+        padded = np.pad(x, padding, constant_values=fill)[(..., *(slice(n) for n in needed))]
+        axes = tuple(range(2, x.ndim))
+        windows = sliding_window_view(padded, self.reach, axis=axes)  # type: ignore[call-overload]
+        steps = tuple(slice(None, None, s) for s in (*self.strides, *self.dilations))
+        return cast(Array, windows[(slice(None), slice(None), *steps)])
+
+
+def window(
+    spatial: Sequence[int], kernel: Sequence[int], auto_pad: str | None, dilations: Sizes, pads: Sizes, strides: Sizes,
+    ceil_mode: int = 0,
+) -> Window:  # fmt: skip
+    """Resolve the attributes of Conv-11, MaxPool-12 and AveragePool-19 for an input of this spatial shape."""
+    rank = len(spatial)
+    steps, gaps = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
+    if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
+        outputs = [math.ceil(size / s) for size, s in zip(spatial, steps, strict=True)]
+        total = [
+            max(0, (o - 1) * s + r - size) for o, s, r, size in zip(outputs, steps, reach, spatial, strict=True)
+        ]
+        less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        before, after = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
+    else:
+        given = tuple(pads or ()) if auto_pad in (None, "", "NOTSET") else ()
+        before, after = (given[:rank], given[rank:]) if given else ((0,) * rank, (0,) * rank)
+        outputs = []
+        for size, b, a, r, s in zip(spatial, before, after, reach, steps, strict=True):
+            free = size + b + a - r
+            count = (math.ceil(free / s) if ceil_mode else free // s) + 1
+            # A window that starts in the padding behind the data does not count (MaxPool-12, ceil_mode).
+            outputs.append(count - (1 if ceil_mode and (count - 1) * s >= size + b else 0))
+    return Window(tuple(kernel), steps, gaps, before, after, tuple(outputs))
+
+
+def convolve(x: Array, weight: Array, place: Window, groups: int) -> Array:
+    """x: (N, C, *spatial); weight: (O, C/g, *K); gives (N, O, *outputs)."""
+    rank = len(place.kernel)
+    batch, outputs = x.shape[0], weight.shape[0]
+    result = np.empty((batch, outputs, *place.outputs), np.result_type(x, weight))
+    columns = math.prod(weight.shape[1:])
+    kernel = weight.reshape(groups, outputs // groups, columns)
+    step = max(1, _COLUMNS // max(1, columns * groups * math.prod(place.outputs)))
+    for start in range(0, batch, step):
+        windows = place.view(x[start : start + step], 0.0)
+        rows = windows.shape[0]
+        windows = windows.reshape(rows, groups, -1, *place.outputs, *place.kernel)
+        order = (1, 2, *range(3 + rank, 3 + 2 * rank), 0, *range(3, 3 + rank))
+        matrix = windows.transpose(order).reshape(groups, columns, -1)
+        part = (kernel @ matrix).reshape(groups, outputs // groups, rows, *place.outputs)
+        result[start : start + rows] = np.moveaxis(part, 2, 0).reshape(rows, outputs, *place.outputs)
+    return result
+
+
+def scatter(x: Array, weight: Array, place: Window, groups: int) -> Array:
+    """The transpose of a convolution. x: (N, C, *spatial); weight: (C, O/g, *K); place.outputs: the result's size."""
+    batch, inputs = x.shape[:2]
+    per_group = weight.shape[1]
+    size = [o + b + a for o, b, a in zip(place.outputs, place.before, place.after, strict=True)]
+    size = [max(n, (i - 1) * s + r) for n, i, s, r in zip(size, x.shape[2:], place.strides, place.reach, strict=True)]
+    result = np.zeros((batch, groups * per_group, *size), np.result_type(x, weight))
+    data = x.reshape(batch, groups, inputs // groups, -1)
+    kernel = weight.reshape(groups, inputs // groups, per_group, *place.kernel)
+    for taps in np.ndindex(*place.kernel):
+        part = np.swapaxes(kernel[(..., *taps)], 1, 2)[None] @ data
+        at = tuple(
+            slice(tap * d, tap * d + (i - 1) * s + 1, s)
+            for tap, d, s, i in zip(taps, place.dilations, place.strides, x.shape[2:], strict=True)
+        )
+        result[(..., *at)] += part.reshape(batch, groups * per_group, *x.shape[2:])
+    crop = tuple(slice(b, b + o) for b, o in zip(place.before, place.outputs, strict=True))
+    return cast(Array, result[(..., *crop)])
+
+
+def _transposed(
+    spatial: Sequence[int], kernel: Sequence[int], auto_pad: str | None, dilations: Sizes, pads: Sizes, strides: Sizes,
+    extra: Sizes, wanted: Sizes,
+) -> Window:  # fmt: skip
+    """Resolve the attributes of ConvTranspose-11; extra: output_padding, wanted: output_shape."""
+    rank = len(spatial)
+    steps, gaps, more = tuple(strides or (1,) * rank), tuple(dilations or (1,) * rank), tuple(extra or (0,) * rank)
+    reach = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
+    full = [s * (i - 1) + m + r for s, i, m, r in zip(steps, spatial, more, reach, strict=True)]
+    same = auto_pad in ("SAME_UPPER", "SAME_LOWER")
+    if wanted or same:
+        outputs = tuple(wanted or ())[-rank:] or tuple(i * s for i, s in zip(spatial, steps, strict=True))
+        total = [max(0, f - o) for f, o in zip(full, outputs, strict=True)]
+        less, most = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
+        before, after = (less, most) if auto_pad == "SAME_UPPER" else (most, less)
+    else:
+        given = tuple(pads or ()) if auto_pad in (None, "", "NOTSET") else ()
+        before, after = (given[:rank], given[rank:]) if given else ((0,) * rank, (0,) * rank)
+        outputs = tuple(f - b - a for f, b, a in zip(full, before, after, strict=True))
+    return Window(tuple(kernel), steps, gaps, before, after, outputs)
+
+
+def _with_bias(y: Array, bias: Array | None) -> Array:
+    return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
+
+
+class Conv(OpRun):  # type: ignore[misc]
+    """Conv-11."""
+
+    op_domain: ClassVar[str] = ""
+
+    def _run(
+        self, X: Array, W: Array, B: Array | None = None, auto_pad: str | None = None, dilations: Sizes = None,
+        group: int | None = None, kernel_shape: Sizes = None, pads: Sizes = None, strides: Sizes = None,
+    ) -> tuple[Array]:  # fmt: skip
+        del kernel_shape  # the weight says the same
+        place = window(X.shape[2:], W.shape[2:], auto_pad, dilations, pads, strides)
+        return (_with_bias(convolve(X, W, place, group or 1), B),)
+
+
+class ConvTranspose(OpRun):  # type: ignore[misc]
+    """ConvTranspose-11."""
+
+    op_domain: ClassVar[str] = ""
+
+    def _run(
+        self, X: Array, W: Array, B: Array | None = None, auto_pad: str | None = None, dilations: Sizes = None,
+        group: int | None = None, kernel_shape: Sizes = None, output_padding: Sizes = None, output_shape: Sizes = None,
+        pads: Sizes = None, strides: Sizes = None,
+    ) -> tuple[Array]:  # fmt: skip
+        del kernel_shape
+        place = _transposed(
+            X.shape[2:], W.shape[2:], auto_pad, dilations, pads, strides, output_padding, output_shape
+        )
+        return (_with_bias(scatter(X, W, place, group or 1), B),)
+
+
+class MaxPool(OpRun):  # type: ignore[misc]
+    """MaxPool-12; Indices count in row-major order over the whole tensor."""
+
+    op_domain: ClassVar[str] = ""
+
+    def _run(
+        self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None, dilations: Sizes = None,
+        kernel_shape: Sizes = None, pads: Sizes = None, storage_order: int | None = None, strides: Sizes = None,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        place = window(x.shape[2:], kernel_shape or (), auto_pad, dilations, pads, strides, ceil_mode or 0)
+        rank = len(place.kernel)
+        lowest: Any = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
+        windows = place.view(x, lowest)
+        if len(self.output) == 1:
+            return (windows.max(axis=tuple(range(-rank, 0))),)
+        if storage_order:
+            raise NotImplementedError("MaxPool with storage_order = 1 and Indices")
+        flat = windows.reshape(*windows.shape[:-rank], -1)
+        positions = place.view(np.arange(x.size, dtype=np.int64).reshape(x.shape), -1)
+        best = flat.argmax(axis=-1)[..., None]
+        indices = np.take_along_axis(positions.reshape(flat.shape), best, axis=-1)[..., 0]
+        return np.take_along_axis(flat, best, axis=-1)[..., 0], indices
+
+
+class AveragePool(OpRun):  # type: ignore[misc]
+    """AveragePool-19. With count_include_pad the stated padding counts, what ceil_mode adds beyond it does not."""
+
+    op_domain: ClassVar[str] = ""
+
+    def _run(
+        self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None,
+        count_include_pad: int | None = None, dilations: Sizes = None, kernel_shape: Sizes = None,
+        pads: Sizes = None, strides: Sizes = None,
+    ) -> tuple[Array]:  # fmt: skip
+        place = window(x.shape[2:], kernel_shape or (), auto_pad, dilations, pads, strides, ceil_mode or 0)
+        axes = tuple(range(-len(place.kernel), 0))
+        counted = np.ones((1, 1, *x.shape[2:]))
+        if count_include_pad:
+            counted = np.pad(counted, [(0, 0), (0, 0), *zip(place.before, place.after, strict=True)], constant_values=1)
+            whole = Window(
+                place.kernel, place.strides, place.dilations, (0,) * len(axes), (0,) * len(axes), place.outputs
+            )
+            count = whole.view(counted, 0.0).sum(axis=axes)
+        else:
+            count = place.view(counted, 0.0).sum(axis=axes)
+        return (place.view(x, 0.0).sum(axis=axes) / count,)
+
+
+OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool)

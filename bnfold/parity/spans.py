@@ -1,0 +1,92 @@
+"""Single sites of two ONNX models as small models of their own: the reference's linear and norms, the folded linear."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
+from bnfold.errors import ParityError
+from bnfold.parity.certificate import Site
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class Spans:
+    """Cuts spans out of one model. Raises ParityError when a span is not there."""
+
+    def __init__(self, model: onnx.ModelProto) -> None:
+        self.model = model
+        self._writers = {name: node for node in model.graph.node for name in node.output if name}
+        self._order = {id(node): at for at, node in enumerate(model.graph.node)}
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+
+    def cut(self, source: str, target: str, dtype: int, rank: int) -> bytes:
+        """The span from one value to another as a model of its own, sizes left free. dtype: ONNX's number of it."""
+        nodes: dict[int, onnx.NodeProto] = {}
+        tensors: dict[str, onnx.TensorProto] = {}
+        waiting = [target]
+        while waiting:
+            name = waiting.pop()
+            if name == source or not name or name in tensors:
+                continue
+            if name in self._tensors:
+                tensors[name] = self._tensors[name]
+                continue
+            node = self._writers.get(name)
+            if node is None:
+                raise ParityError(f"the span from '{source}' to '{target}' also reads '{name}', which is not a constant")
+            if id(node) not in nodes:
+                nodes[id(node)] = node
+                waiting.extend(node.input)
+        ordered = sorted(nodes.values(), key=lambda node: self._order[id(node)])
+        return self._model(ordered, source, target, list(tensors.values()), dtype, rank)
+
+    def reader(self, tensor: str) -> onnx.NodeProto:
+        """The one node that reads a tensor."""
+        found = [node for node in self.model.graph.node if tensor in node.input]
+        if len(found) != 1:
+            raise ParityError(f"tensor '{tensor}' has {len(found)} readers in the folded model; expected one")
+        return found[0]
+
+    def folded(self, site: Site, dtype: int, rank: int) -> bytes:
+        """The folded linear of a site, with the addition of its bias where that is a node of its own."""
+        self.reader(site.weight)
+        return self.cut(site.linear.input, self.reader(site.bias).output[0], dtype, rank)
+
+    def absolute(self, site: Site, weight: Array, rank: int) -> onnx.ModelProto:
+        """The linear of a site alone, in float64, with this weight, no bias, alpha = 1."""
+        source = self._writers.get(site.linear.id)
+        if source is None:
+            raise ParityError(f"{site.linear.label} is not in the reference")
+        node = helper.make_node(source.op_type, [site.linear.input, "weight"], ["output"])
+        node.attribute.extend(a for a in source.attribute if a.name not in ("alpha", "beta"))
+        tensor = numpy_helper.from_array(weight.astype(np.float64), "weight")
+        bytes_of = self._model([node], site.linear.input, "output", [tensor], onnx.TensorProto.DOUBLE, rank)
+        return onnx.ModelProto.FromString(bytes_of)
+
+    def _model(
+        self, nodes: Sequence[onnx.NodeProto], source: str, target: str, tensors: Sequence[onnx.TensorProto],
+        dtype: int, rank: int,
+    ) -> bytes:  # fmt: skip
+        graph = helper.make_graph(
+            nodes,
+            "span",
+            [helper.make_tensor_value_info(source, dtype, [None] * rank)],
+            [onnx.ValueInfoProto(name=target)],
+            tensors,
+        )
+        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=max(4, self.model.ir_version))
+        return model.SerializeToString()
+
+
+def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
+    """The model with inner values as further outputs (graph inputs and present outputs are left out)."""
+    clone = onnx.ModelProto()
+    clone.CopyFrom(model)
+    present = {value.name for value in (*clone.graph.input, *clone.graph.output)}
+    clone.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
+    return clone.SerializeToString()
