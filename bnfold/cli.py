@@ -25,6 +25,7 @@ CANNOT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_GONE = 141  # 128 + SIGPIPE
 
+# Packages that only an extra brings, and that extra.
 _OPTIONAL = {"torch": "torch", "sklearn": "torch", "onnxscript": "torch", "matplotlib": "torch"}
 
 
@@ -79,10 +80,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _sentence(problem: Exception) -> str:
     if isinstance(problem, BnfoldError):
         return str(problem)
-    if isinstance(problem, ModuleNotFoundError) and problem.name:
-        package = problem.name.partition(".")[0]
-        extra = f"bnfold[{_OPTIONAL[package]}]" if package in _OPTIONAL else "bnfold"
-        return f"this needs the package {package}, which is not installed; run: pip install '{extra}'"
+    package = problem.name.partition(".")[0] if isinstance(problem, ModuleNotFoundError) and problem.name else ""
+    if package in _OPTIONAL:
+        return (
+            f"this needs the package {package}, which is not installed; install bnfold with the extra "
+            f"`{_OPTIONAL[package]}` (in a checkout: pip install '.[{_OPTIONAL[package]}]')"
+        )
     if isinstance(problem, OSError) and problem.strerror:
         where = f"{problem.filename}: " if problem.filename is not None else ""
         return f"{where}{problem.strerror}"

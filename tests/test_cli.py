@@ -142,7 +142,13 @@ def test_debug_shows_the_traceback_below_the_sentence(monkeypatch, capsys):
 def test_missing_framework_names_the_extra_to_install(monkeypatch, capsys):
     fail_with(monkeypatch, ModuleNotFoundError("No module named 'torch'", name="torch.nn"))
     assert main(["inspect", "x.onnx"]) == 2
-    assert "pip install 'bnfold[torch]'" in capsys.readouterr().err
+    assert "the extra `torch`" in capsys.readouterr().err
+
+
+def test_missing_module_of_bnfold_itself_is_a_defect_and_no_missing_package(monkeypatch, capsys):
+    fail_with(monkeypatch, ModuleNotFoundError("No module named 'bnfold.x'", name="bnfold.x"))
+    assert main(["inspect", "x.onnx"]) == 2
+    assert "please report it" in capsys.readouterr().err
 
 
 def test_error_of_the_operating_system_names_the_file(monkeypatch, capsys):
