@@ -227,7 +227,7 @@ def _files(fields: Fields) -> dict[str, str]:
     for path in REQUIRED_FILES:
         if path not in files:
             raise BundleError(
-                f"{fields.what} does not list {path}; expected every file of a bundle; build the bundle again"
+                f"{fields.what} has no {path} among its files; expected every file of a bundle; build it again"
             )
     return files
 

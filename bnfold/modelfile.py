@@ -23,7 +23,7 @@ MIN_IR_VERSION = 3
 MAX_OPSET = 26
 DOMAINS = ("", "ai.onnx")
 
-_MAX_NESTING = 32  # graphs within attributes within graphs
+_MAX_NESTING = 16  # graphs within attributes within graphs; protobuf itself stops at 33
 _BITS = {
     "FLOAT": 32, "UINT8": 8, "INT8": 8, "UINT16": 16, "INT16": 16, "INT32": 32, "INT64": 64, "BOOL": 8,
     "FLOAT16": 16, "DOUBLE": 64, "UINT32": 32, "UINT64": 64, "COMPLEX64": 64, "COMPLEX128": 128, "BFLOAT16": 16,
