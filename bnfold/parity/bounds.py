@@ -49,10 +49,12 @@ class Rounding:
         return self.store + 2 * self.accumulate
 
     def sums(self, roundings: int) -> float:
-        """gamma(n) = n*u / (1 - n*u) in the inner format, then one rounding to store. Raises ParityError if n*u >= 1."""
+        """gamma(n) = n*u / (1 - n*u) in the inner format, then one rounding to store; ParityError if n*u >= 1."""
         product = roundings * self.accumulate
         if product >= 1:
-            raise ParityError(f"a sum of {roundings} terms at unit roundoff {self.accumulate:.2g} has no rounding bound")
+            raise ParityError(
+                f"a sum of {roundings} terms at unit roundoff {self.accumulate:.2g} has no rounding bound"
+            )
         gamma = product / (1 - product)
         return gamma * (1 + self.store) + self.store
 
@@ -106,9 +108,7 @@ class Affine:
         carried = scale * (1 + own)
         # A scale that is subnormal is off by eta, and so are the products; each meets one of these factors.
         lost = by.eta * (self.q + self.t + np.abs(mean) + np.abs(gamma) + 4)
-        return Affine(
-            p, q, carried * self.r + own * p + by.eta * (self.p + self.r), carried * self.t + own * q + lost
-        )
+        return Affine(p, q, carried * self.r + own * p + by.eta * (self.p + self.r), carried * self.t + own * q + lost)
 
 
 def fan_in(linear: Linear) -> int:
@@ -184,11 +184,11 @@ def constant(expr: Expr, by: Rounding) -> tuple[F64, F64]:
 
 def _running(expr: Expr, u: float, eta: float) -> tuple[F64, F64]:
     match expr:
-        case Scalar(value):
-            return np.asarray(value, np.float64), np.zeros(())
+        case Scalar(number):
+            return np.asarray(number, np.float64), np.zeros(())
         case Leaf(tensor):
-            values = tensor.load().astype(np.float64)
-            return values, np.zeros_like(values)
+            stored = tensor.load().astype(np.float64)
+            return stored, np.zeros_like(stored)
         case View(of, shape):
             value, error = _running(of, u, eta)
             return value.reshape(shape), error.reshape(shape)

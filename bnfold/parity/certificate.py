@@ -18,6 +18,7 @@ import onnx_ir as ir
 from bnfold.errors import FoldError, ParityError
 from bnfold.folding.edits import Edit, SetWeights
 from bnfold.folding.facts import Array, Linear, Norm
+from bnfold.folding.onnx_edits import FoldMap
 from bnfold.folding.onnx_graph import carry_out, read
 from bnfold.folding.plan import make_plan
 from bnfold.folding.report import FoldReport
@@ -48,6 +49,7 @@ class Expectation:
     model: ir.Model
     sites: tuple[Site, ...]
     problems: tuple[str, ...]
+    fold_map: FoldMap
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,8 @@ class TensorVerdict:
         return (
             f"tensor '{self.tensor}' ({self.role} of '{self.linear}', folded with {', '.join(self.norms)}): "
             f"{found.not_nearest} of {found.elements} values are not the nearest to the exact fold; the worst, at "
-            f"{list(found.worst_index)} in channel {self.worst_channel}, is {found.worst_ulp:.4g} ulp off; expected at most 0.5"
+            f"{list(found.worst_index)} in channel {self.worst_channel}, is {found.worst_ulp:.4g} ulp off; "
+            "expected at most 0.5"
         )
 
 
@@ -157,7 +160,7 @@ def expect(reference: ir.Model, report: FoldReport | Mapping[str, Any] | None = 
         Site(edit.linear, edit.absorbed, weight, bias)
         for edit, weight, bias in zip(changed, by_role["weight"], by_role["bias"], strict=True)
     )
-    return Expectation(model, sites, tuple(problems))
+    return Expectation(model, sites, tuple(problems), fold_map)
 
 
 def judge(site: Site, folded: ir.Model) -> tuple[TensorVerdict, ...]:
@@ -193,8 +196,11 @@ def exact_map(norms: Sequence[Norm], channels: int) -> tuple[list[Interval], lis
 
 
 def output_channels(linear: Linear) -> Array:
-    """The output channel of each weight element by its first two indices: int64, (O, 1), or (I, O/g) where the input
-    channels come first. Source: ONNX Conv-11 (O, I/g, *K), ConvTranspose-11 (I, O/g, *K), Gemm-13."""
+    """The output channel of each weight element by its first two indices.
+
+    int64, (O, 1), or (I, O/g) where the input channels come first. Source: the layouts of ONNX Conv-11 (O, I/g, *K),
+    ConvTranspose-11 (I, O/g, *K), Gemm-13.
+    """
     if linear.out_first:
         return np.arange(linear.channels, dtype=np.int64)[:, None]
     inputs, per_group = linear.weight.shape[:2]
@@ -252,4 +258,3 @@ class _Blank(SetWeights):
 
     def bias(self) -> Array:
         return np.zeros((self.linear.channels,), (self.linear.bias or self.linear.weight).load().dtype)
-

@@ -25,7 +25,8 @@ class Decisions:
     """Top-1 of two models over n rows.
 
     disagreements: rows with another class. excused: those of them that the truth cannot tell apart either. ties: rows
-    where either model has two largest outputs. smallest_margin: of the unfolded model. Accuracies: where labels are known.
+    where either model has two largest outputs. smallest_margin: of the unfolded model. Accuracies: where there are
+    labels.
     """
 
     rows: int
@@ -60,8 +61,8 @@ class Decisions:
         if wrong:
             shown = ", ".join(map(str, self.disagreements[:10])) + (", ..." if wrong > 10 else "")
             found.append(
-                f"{wrong} of {self.rows} top-1 answers differ from the unfolded model's (rows {shown}); {self.excused} of them "
-                "are closer in the float64 truth than rounding can tell apart"
+                f"{wrong} of {self.rows} top-1 answers differ from the unfolded model's (rows {shown}); {self.excused} "
+                "of them are closer in the float64 truth than rounding can tell apart"
             )
         if self.ties:
             found.append(f"{self.ties} of {self.rows} rows have two equal largest outputs; the first of them counts")
@@ -75,11 +76,12 @@ def decide(
     """Compare answers. unfolded, folded: (N, classes); labels: (N,) of int64.
 
     truth: gives the float64 outputs (n, classes) of the rows with these indices; asked only for rows that disagree. A
-    disagreement is excused where the truth has the two classes within `noise` of each other. Not finite: never the same.
+    disagreement is excused where the truth has the two classes within `noise` of each other. What is not finite never
+    agrees.
     """
     before, after = unfolded.astype(np.float64), folded.astype(np.float64)
     first, second = before.argmax(axis=-1), after.argmax(axis=-1)
-    finite = np.isfinite(before).all(axis=-1) & np.isfinite(after).all(axis=-1)
+    finite = np.all(np.isfinite(before) & np.isfinite(after), axis=-1).reshape(-1)
     apart = np.flatnonzero((first != second) | ~finite)
     excused = 0
     if len(apart) and truth is not None:

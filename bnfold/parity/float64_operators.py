@@ -9,9 +9,9 @@ MaxPool-12 and AveragePool-19, over numpy's sliding windows.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -44,11 +44,16 @@ class Window:
         needed = [(o - 1) * s + r for o, s, r in zip(self.outputs, self.strides, self.reach, strict=True)]
         missing = [max(0, n - b - size) for n, b, size in zip(needed, self.before, x.shape[2:], strict=True)]
         padding = [(0, 0), (0, 0), *zip(self.before, missing, strict=True)]
-        padded = np.pad(x, padding, constant_values=fill)[(..., *(slice(n) for n in needed))]
+        padded = np.pad(x, padding, constant_values=fill)[_last(slice(n) for n in needed)]
         axes = tuple(range(2, x.ndim))
-        windows = sliding_window_view(padded, self.reach, axis=axes)  # type: ignore[call-overload]
+        windows = sliding_window_view(padded, self.reach, axis=axes)
         steps = tuple(slice(None, None, s) for s in (*self.strides, *self.dilations))
         return cast(Array, windows[(slice(None), slice(None), *steps)])
+
+
+def _last(indices: Iterable[Any]) -> Any:
+    """An index of the last axes."""
+    return (..., *indices)
 
 
 def window(
@@ -61,9 +66,7 @@ def window(
     reach = [(k - 1) * d + 1 for k, d in zip(kernel, gaps, strict=True)]
     if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
         outputs = [math.ceil(size / s) for size, s in zip(spatial, steps, strict=True)]
-        total = [
-            max(0, (o - 1) * s + r - size) for o, s, r, size in zip(outputs, steps, reach, spatial, strict=True)
-        ]
+        total = [max(0, (o - 1) * s + r - size) for o, s, r, size in zip(outputs, steps, reach, spatial, strict=True)]
         less, more = tuple(t // 2 for t in total), tuple(t - t // 2 for t in total)
         before, after = (less, more) if auto_pad == "SAME_UPPER" else (more, less)
     else:
@@ -107,14 +110,14 @@ def scatter(x: Array, weight: Array, place: Window, groups: int) -> Array:
     data = x.reshape(batch, groups, inputs // groups, -1)
     kernel = weight.reshape(groups, inputs // groups, per_group, *place.kernel)
     for taps in np.ndindex(*place.kernel):
-        part = np.swapaxes(kernel[(..., *taps)], 1, 2)[None] @ data
+        part = np.swapaxes(kernel[_last(taps)], 1, 2)[None] @ data
         at = tuple(
             slice(tap * d, tap * d + (i - 1) * s + 1, s)
             for tap, d, s, i in zip(taps, place.dilations, place.strides, x.shape[2:], strict=True)
         )
-        result[(..., *at)] += part.reshape(batch, groups * per_group, *x.shape[2:])
+        result[_last(at)] += part.reshape(batch, groups * per_group, *x.shape[2:])
     crop = tuple(slice(b, b + o) for b, o in zip(place.before, place.outputs, strict=True))
-    return cast(Array, result[(..., *crop)])
+    return cast(Array, result[_last(crop)])
 
 
 def _transposed(
@@ -143,10 +146,10 @@ def _with_bias(y: Array, bias: Array | None) -> Array:
     return y if bias is None else y + bias.reshape(-1, *(1,) * (y.ndim - 2))
 
 
-class Conv(OpRun):  # type: ignore[misc]
+class Conv(OpRun):
     """Conv-11."""
 
-    op_domain: ClassVar[str] = ""
+    op_domain = ""
 
     def _run(
         self, X: Array, W: Array, B: Array | None = None, auto_pad: str | None = None, dilations: Sizes = None,
@@ -157,10 +160,10 @@ class Conv(OpRun):  # type: ignore[misc]
         return (_with_bias(convolve(X, W, place, group or 1), B),)
 
 
-class ConvTranspose(OpRun):  # type: ignore[misc]
+class ConvTranspose(OpRun):
     """ConvTranspose-11."""
 
-    op_domain: ClassVar[str] = ""
+    op_domain = ""
 
     def _run(
         self, X: Array, W: Array, B: Array | None = None, auto_pad: str | None = None, dilations: Sizes = None,
@@ -168,16 +171,14 @@ class ConvTranspose(OpRun):  # type: ignore[misc]
         pads: Sizes = None, strides: Sizes = None,
     ) -> tuple[Array]:  # fmt: skip
         del kernel_shape
-        place = _transposed(
-            X.shape[2:], W.shape[2:], auto_pad, dilations, pads, strides, output_padding, output_shape
-        )
+        place = _transposed(X.shape[2:], W.shape[2:], auto_pad, dilations, pads, strides, output_padding, output_shape)
         return (_with_bias(scatter(X, W, place, group or 1), B),)
 
 
-class MaxPool(OpRun):  # type: ignore[misc]
+class MaxPool(OpRun):
     """MaxPool-12; Indices count in row-major order over the whole tensor."""
 
-    op_domain: ClassVar[str] = ""
+    op_domain = ""
 
     def _run(
         self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None, dilations: Sizes = None,
@@ -198,10 +199,10 @@ class MaxPool(OpRun):  # type: ignore[misc]
         return np.take_along_axis(flat, best, axis=-1)[..., 0], indices
 
 
-class AveragePool(OpRun):  # type: ignore[misc]
+class AveragePool(OpRun):
     """AveragePool-19. With count_include_pad the stated padding counts, what ceil_mode adds beyond it does not."""
 
-    op_domain: ClassVar[str] = ""
+    op_domain = ""
 
     def _run(
         self, x: Array, auto_pad: str | None = None, ceil_mode: int | None = None,

@@ -176,7 +176,7 @@ def _axis(site: Site, rank: int) -> int:
 def _sizes(values: Sequence[Interval]) -> F64:
     """|v| of exact numbers, rounded upwards to float64."""
     ends = [max(abs(end) for end in value.bounds()) for value in values]
-    return np.nextafter(np.array([float(end) for end in ends]), np.inf)
+    return np.asarray(np.nextafter(np.array([float(end) for end in ends]), np.inf))
 
 
 def _result(site: Site, **fields: Any) -> SiteResult:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper
 
 from bnfold.errors import ParityError
@@ -38,7 +39,7 @@ class Spans:
                 continue
             node = self._writers.get(name)
             if node is None:
-                raise ParityError(f"the span from '{source}' to '{target}' also reads '{name}', which is not a constant")
+                raise ParityError(f"the span from '{source}' to '{target}' also reads '{name}', no constant")
             if id(node) not in nodes:
                 nodes[id(node)] = node
                 waiting.extend(node.input)
@@ -47,7 +48,7 @@ class Spans:
 
     def reader(self, tensor: str) -> onnx.NodeProto:
         """The one node that reads a tensor."""
-        found = [node for node in self.model.graph.node if tensor in node.input]
+        found: list[onnx.NodeProto] = [node for node in self.model.graph.node if tensor in node.input]
         if len(found) != 1:
             raise ParityError(f"tensor '{tensor}' has {len(found)} readers in the folded model; expected one")
         return found[0]
@@ -65,8 +66,9 @@ class Spans:
         node = helper.make_node(source.op_type, [site.linear.input, "weight"], ["output"])
         node.attribute.extend(a for a in source.attribute if a.name not in ("alpha", "beta"))
         tensor = numpy_helper.from_array(weight.astype(np.float64), "weight")
-        bytes_of = self._model([node], site.linear.input, "output", [tensor], onnx.TensorProto.DOUBLE, rank)
-        return onnx.ModelProto.FromString(bytes_of)
+        data = self._model([node], site.linear.input, "output", [tensor], onnx.TensorProto.DOUBLE, rank)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(data)
+        return model
 
     def _model(
         self, nodes: Sequence[onnx.NodeProto], source: str, target: str, tensors: Sequence[onnx.TensorProto],
@@ -79,8 +81,8 @@ class Spans:
             [onnx.ValueInfoProto(name=target)],
             tensors,
         )
-        model = helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=max(4, self.model.ir_version))
-        return model.SerializeToString()
+        version = max(4, self.model.ir_version)
+        return _bytes(helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=version))
 
 
 def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
@@ -89,4 +91,13 @@ def with_outputs(model: onnx.ModelProto, names: Sequence[str]) -> bytes:
     clone.CopyFrom(model)
     present = {value.name for value in (*clone.graph.input, *clone.graph.output)}
     clone.graph.output.extend(onnx.ValueInfoProto(name=name) for name in dict.fromkeys(names) if name not in present)
-    return clone.SerializeToString()
+    return _bytes(clone)
+
+
+def _bytes(model: onnx.ModelProto) -> bytes:
+    """Raises ParityError for a model that does not fit a protobuf message."""
+    try:
+        data: bytes = model.SerializeToString()
+    except (EncodeError, ValueError):
+        raise ParityError("the model is larger than the 2 GiB of a protobuf message and cannot be cut") from None
+    return data

@@ -27,8 +27,7 @@ def differences(expected: ir.Model, found: ir.Model, *, recomputed: Collection[s
 def _models(expected: ir.Model, found: ir.Model, recomputed: frozenset[str]) -> Iterator[str]:
     if dict(expected.opset_imports) != dict(found.opset_imports):
         yield (
-            f"the graph imports the operator sets {dict(found.opset_imports)}; "
-            f"expected {dict(expected.opset_imports)}"
+            f"the graph imports the operator sets {dict(found.opset_imports)}; expected {dict(expected.opset_imports)}"
         )
     if set(expected.functions) != set(found.functions):
         yield "the graph has other local functions than its reference; expected the same"
@@ -123,9 +122,7 @@ def _initializers(expected: ir.Graph, found: ir.Graph, recomputed: frozenset[str
 
 def same_bits(left: ir.TensorProtocol, right: ir.TensorProtocol) -> bool:
     """True when two tensors have one dtype, one shape and the same bits."""
-    return (
-        left.dtype == right.dtype and list(left.shape) == list(right.shape) and left.tobytes() == right.tobytes()
-    )
+    return left.dtype == right.dtype and list(left.shape) == list(right.shape) and left.tobytes() == right.tobytes()
 
 
 def _outputs(node: ir.Node) -> list[str | None]:

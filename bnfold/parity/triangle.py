@@ -109,8 +109,8 @@ def corner(
     )  # fmt: skip
     if found.unfolded_error > math.sqrt(unit) * scale + _smallest(dtype):
         doubt = (
-            f"the reference is {found.unfolded_error:.3g} from the float64 truth (largest output {scale:.3g}), more than "
-            "rounding explains; the truth does not fit the reference, or the network loses all accuracy by itself"
+            f"the reference is {found.unfolded_error:.3g} from the float64 truth (largest output {scale:.3g}), more "
+            "than rounding explains; the truth does not fit the reference, or the network loses all accuracy by itself"
         )
         return Corner(**{**found.__dict__, "doubt": doubt})
     return found
@@ -128,7 +128,8 @@ def _not_finite(before: F64, after: F64) -> str:
     count = int(apart.sum())
     if not count:
         return ""
-    return f"{count} values are not finite on one side and differ on the other ({int(np.sum(~np.isfinite(after)))} folded)"
+    bad = int(np.sum(~np.isfinite(after)))
+    return f"{count} values are NaN or infinite in one model and not so in the other ({bad} in the folded one)"
 
 
 def _no_corner(name: str, factor: float, *, problem: str = "", doubt: str = "") -> Corner:

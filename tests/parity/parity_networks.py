@@ -144,9 +144,7 @@ def _linear(build: Builder, x: str, layer: Layer, name: str) -> str:
         shape = (layer.outputs, layer.inputs) if transposed else (layer.inputs, layer.outputs)
         weight = build.constant(f"{name}.linear.weight", build.weight(*shape))
     if layer.kind == "gemm":
-        return build.node(
-            "Gemm", [x, weight, *bias], alpha=layer.alpha, beta=layer.beta, transB=int(layer.transposed)
-        )
+        return build.node("Gemm", [x, weight, *bias], alpha=layer.alpha, beta=layer.beta, transB=int(layer.transposed))
     if layer.kind == "matmul":
         y = build.node("MatMul", [x, weight])
         return build.node("Add", [y, *bias]) if bias else y

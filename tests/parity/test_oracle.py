@@ -18,7 +18,9 @@ DOUBLE = onnx.TensorProto.DOUBLE
 FLOAT = onnx.TensorProto.FLOAT
 
 
-def one_node(op: str, x: Any, *constants: Any, elem: int = FLOAT, outputs: int = 1, **attributes: Any) -> onnx.ModelProto:
+def one_node(
+    op: str, x: Any, *constants: Any, elem: int = FLOAT, outputs: int = 1, **attributes: Any
+) -> onnx.ModelProto:
     names = [f"c{at}" for at in range(len(constants))]
     results = [f"y{at}" for at in range(outputs)]
     dtype = np.float32 if elem == FLOAT else np.float64
@@ -61,7 +63,9 @@ def windows(draw: st.DrawFn) -> dict[str, Any]:
 
 @settings(max_examples=60, deadline=None)
 @given(windows(), st.integers(1, 3), st.booleans(), st.integers(0, 999))
-def test_conv_agrees_with_the_runtime_on_whole_numbers(place: dict[str, Any], groups: int, bias: bool, seed: int) -> None:
+def test_conv_agrees_with_the_runtime_on_whole_numbers(
+    place: dict[str, Any], groups: int, bias: bool, seed: int
+) -> None:
     dims = len(place["kernel_shape"])
     x = integers(seed, 2, 2 * groups, *(7, 6, 8)[:dims])
     constants = [integers(seed + 1, 3 * groups, 2, *place["kernel_shape"])]
@@ -189,7 +193,9 @@ def test_widens_constants_casts_and_literals() -> None:
 
 def test_widens_the_branches_of_an_if() -> None:
     def branch(name: str, value: float) -> onnx.GraphProto:
-        constant = helper.make_node("Constant", [], [name], value=numpy_helper.from_array(np.array([value], np.float32)))
+        constant = helper.make_node(
+            "Constant", [], [name], value=numpy_helper.from_array(np.array([value], np.float32))
+        )
         return helper.make_graph([constant], name, [], [helper.make_tensor_value_info(name, FLOAT, [1])])
 
     chosen = helper.make_node(

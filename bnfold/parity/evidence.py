@@ -1,0 +1,134 @@
+"""What the tiers look at: the two models of a bundle, its golden vectors, and what the models answer on this host."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+
+from bnfold.bundle import Bundle, Golden
+from bnfold.manifest import MODEL, REFERENCE, SIDECAR
+from bnfold.parity.certificate import Certificate, certify
+from bnfold.parity.decisions import Decisions, decide
+from bnfold.parity.triangle import FACTOR, Corner, compare
+from bnfold.runtime import Device, open_session, run
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Outputs: TypeAlias = Mapping[str, Array]
+Session: TypeAlias = Any  # ONNX Runtime's, which has no types
+
+_CHUNK = 256  # rows run at a time where the batch size is free
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One bundle under test. Everything is computed when it is first asked for, and once."""
+
+    bundle: Bundle
+    device: Device = "cpu"
+    threads: int = 1
+
+    @cached_property
+    def reference_proto(self) -> onnx.ModelProto:
+        """The unfolded model, its tensors in it."""
+        return self._proto(REFERENCE)
+
+    @cached_property
+    def reference(self) -> ir.Model:
+        """The unfolded model."""
+        return ir.from_proto(self.reference_proto)
+
+    @cached_property
+    def folded(self) -> ir.Model:
+        """The folded model."""
+        return ir.from_proto(self._proto(MODEL))
+
+    @cached_property
+    def certificate(self) -> Certificate:
+        """The weight certificate, judged by the bundle's own fold report."""
+        return certify(self.reference, self.folded, self.bundle.fold_report())
+
+    @cached_property
+    def goldens(self) -> tuple[Golden, ...]:
+        """The golden vectors."""
+        return self.bundle.goldens()
+
+    @cached_property
+    def reference_session(self) -> Session:
+        """The reference with graph optimisations off: with them on, the runtime would fold it too."""
+        return self._session(REFERENCE, optimise=False)
+
+    @cached_property
+    def folded_session(self) -> Session:
+        """The folded model with the session options that it is served with."""
+        return self._session(MODEL, optimise=True)
+
+    @cached_property
+    def unfolded_answers(self) -> tuple[Outputs, ...]:
+        """What the reference answers to each golden vector."""
+        return tuple(run(self.reference_session, golden.inputs) for golden in self.goldens)
+
+    @cached_property
+    def folded_answers(self) -> tuple[Outputs, ...]:
+        """What the folded model answers to each golden vector."""
+        return tuple(run(self.folded_session, golden.inputs) for golden in self.goldens)
+
+    @cached_property
+    def corners(self) -> tuple[Corner, ...]:
+        """Both models against the stored truth, an entry an output."""
+        return compare([golden.truth for golden in self.goldens], self.unfolded_answers, self.folded_answers)
+
+    @cached_property
+    def noise(self) -> float:
+        """The distance within which the models' own rounding cannot tell two logits apart."""
+        errors = [corner.unfolded_error for corner in self.corners if corner.output == self.decided]
+        floors = [corner.floor for corner in self.corners if corner.output == self.decided]
+        found = max((FACTOR * error + floor for error, floor in zip(errors, floors, strict=True)), default=0.0)
+        return 2 * found if math.isfinite(found) else 0.0
+
+    @cached_property
+    def decided(self) -> str | None:
+        """The output whose largest element is an answer: the first, if it is (N, classes) and not raw."""
+        manifest = self.bundle.manifest
+        first = manifest.outputs[0]
+        return first.name if manifest.output_kind != "raw" and len(first.shape) == 2 else None
+
+    def decisions(self, goldens: Sequence[int]) -> Decisions:
+        """Top-1 on some of the golden vectors, by their position. Accuracies where all of them have labels."""
+        name = self.decided or ""
+        chosen = [self.goldens[at] for at in goldens]
+        unfolded = np.concatenate([self.unfolded_answers[at][name] for at in goldens])
+        folded = np.concatenate([self.folded_answers[at][name] for at in goldens])
+        truth = np.concatenate([golden.truth[name] for golden in chosen])
+        known = [golden.labels for golden in chosen if golden.labels is not None]
+        labels = np.concatenate(known) if len(known) == len(chosen) else None
+        return decide(unfolded, folded, labels, noise=self.noise, truth=lambda rows: truth[rows])
+
+    def run_rows(self, session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run any number of rows, in batches of the network's own size where that is fixed."""
+        fixed = self.bundle.manifest.inputs[0].shape[:1]
+        size = fixed[0] if fixed and fixed[0] > 0 else _CHUNK
+        rows = len(next(iter(inputs.values())))
+        parts: list[Mapping[str, Array]] = []
+        for begin in range(0, rows, size):
+            index = np.arange(begin, min(begin + size, rows) if size == _CHUNK and fixed != (_CHUNK,) else begin + size)
+            answers = run(session, {name: array[index % rows] for name, array in inputs.items()})
+            parts.append({name: array[: rows - begin] for name, array in answers.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _proto(self, file: str) -> onnx.ModelProto:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.bundle.read(file))
+        if SIDECAR in self.bundle.manifest.files:
+            onnx.external_data_helper.load_external_data_for_model(model, str(self.bundle.path))
+        return model
+
+    def _session(self, file: str, *, optimise: bool) -> Session:
+        # A file with a sidecar must be opened where it lies; any other one by the very bytes whose hash was checked.
+        source = self.bundle.path / file if SIDECAR in self.bundle.manifest.files else self.bundle.read(file)
+        return open_session(source, optimise=optimise, device=self.device, threads=self.threads)

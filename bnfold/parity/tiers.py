@@ -1,0 +1,222 @@
+"""The tiers that `bnfold verify` runs on a bundle, one function each: evidence in, verdict out."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+
+import numpy as np
+import onnx
+
+from bnfold.bundle import hash_tensor
+from bnfold.folding.facts import Array, Expr, Norm
+from bnfold.folding.onnx_graph import read
+from bnfold.folding.plan import make_plan
+from bnfold.folding.statistics import statistics_of, tensors_of
+from bnfold.parity.certificate import expect
+from bnfold.parity.decisions import decide
+from bnfold.parity.evidence import Evidence
+from bnfold.parity.local import check_sites
+from bnfold.parity.oracle import run_float64
+from bnfold.parity.report import Status, TierResult
+from bnfold.parity.triangle import FACTOR, TRUTH_ROUNDING, compare, corner
+from bnfold.samples import Samples
+
+_LOCAL_ROWS = 32  # of each golden vector: a site's bound needs no more to show a gross fault
+_DEAD = 1e-12  # |gamma| below which a channel says the same whatever comes in
+
+
+def files(evidence: Evidence, problems: tuple[str, ...]) -> TierResult:
+    """T0: every file has its hash, and nothing in the norms to be ashamed of before the proof starts."""
+    plan = make_plan(read(evidence.reference))
+    rows = {row["name"]: row["outcome"] for row in evidence.bundle.fold_report().get("norms", ()) if "name" in row}
+    refused = [row for row in plan.report.refused if rows.get(row.name) != "refused"]
+    faults = [f"norm '{row.name}': {row.detail}, but fold.json does not call it refused" for row in refused]
+    warnings = [warning for norm in plan.norms if norm.refusal is None for warning in _warnings(norm)]
+    status: Status = "fails" if problems or faults else "holds"
+    checked = len(evidence.bundle.manifest.files)
+    bad = f"{len(problems)} of {checked} files changed since the bundle was written"
+    headline = bad if problems else f"{checked} files as hashed"
+    headline += f"; {len(plan.norms)} norms, {len(refused)} unsound" if refused else f"; {len(plan.norms)} norms sound"
+    summary = {"files": checked, "changed": len(problems), "norms": len(plan.norms), "unsound": len(refused)}
+    return TierResult("T0", "files and preflight", status, headline, summary, (*problems, *faults, *warnings))
+
+
+def _warnings(norm: Norm) -> Iterator[str]:
+    statistics = statistics_of(norm)
+    if statistics is None:
+        return
+    gamma, mean, variance = (_values(part) for part in (statistics.gamma, statistics.mean, statistics.variance))
+    dead = int(np.sum(np.abs(gamma) < _DEAD))
+    if dead:
+        yield f"norm '{norm.name}' has {dead} dead channel(s): gamma is zero, or as good as"
+    if np.all(mean == 0) and np.all(variance == 1):
+        yield f"norm '{norm.name}' has mean 0 and variance 1 in every channel: was it ever trained?"
+
+
+def _values(expr: Expr) -> Array:
+    """An expression in plain float64; good enough to warn by."""
+    from bnfold.parity.bounds import Rounding, constant
+    from bnfold.parity.exact import FORMATS
+
+    return constant(expr, Rounding.of(FORMATS["float64"]))[0]
+
+
+def certificate(evidence: Evidence) -> TierResult:
+    """T1: the weight certificate."""
+    found = evidence.certificate
+    findings = list(found.findings())
+    findings += _fold_map(evidence)
+    status: Status = "fails" if findings else "holds"
+    elements = sum(tensor.distances.elements for tensor in found.tensors)
+    wrong = [tensor for tensor in found.tensors if not tensor.nearest]
+    headline = f"{len(found.tensors)} folded tensors, {elements:,} values, "
+    headline += f"worst {found.worst_ulp:.4g} ulp from exact; "
+    headline += f"{len(wrong)} tensors are wrong" if wrong else "every value the nearest"
+    summary = {
+        "tensors": len(found.tensors), "elements": elements, "wrong_tensors": len(wrong),
+        "worst_ulp": found.worst_ulp, "structure_differences": len(found.structure),
+    }  # fmt: skip
+    return TierResult(
+        "T1", "weight certificate", status, headline, summary, tuple(findings), tuple(found.to_dict()["tensors"])
+    )
+
+
+def _fold_map(evidence: Evidence) -> list[str]:
+    expected = expect(evidence.reference, evidence.bundle.fold_report()).fold_map
+    stored = [dict(entry) for entry in evidence.bundle.manifest.fold_map]
+    if json.dumps(stored, sort_keys=True) == json.dumps(list(expected), sort_keys=True):
+        return []
+    return ["the fold map of manifest.json is not that of a fold of reference.onnx; expected one entry a folded tensor"]
+
+
+def local(evidence: Evidence) -> TierResult:
+    """T2: the local bound, site by site, on the first rows of every golden vector."""
+    sites = expect(evidence.reference, evidence.bundle.fold_report()).sites
+    free = all(spec.shape[:1] == (-1,) for spec in evidence.bundle.manifest.inputs)
+    rows = slice(0, _LOCAL_ROWS if free else None)
+    batches = [{name: array[rows] for name, array in golden.inputs.items()} for golden in evidence.goldens]
+    found = check_sites(evidence.reference, evidence.folded, sites, batches, threads=evidence.threads)
+    bad = [site for site in found if site.bad]
+    unbounded = [site for site in found if site.problem]
+    status: Status = "fails" if bad else "cannot tell" if unbounded else "holds"
+    worst = max((site.worst_ratio for site in found), default=0.0)
+    headline = f"{len(found)} sites, worst difference {worst:.2g} of its rounding bound"
+    headline += f"; {len(bad)} sites beyond it" if bad else ""
+    headline += f"; {len(unbounded)} sites not bounded" if unbounded else ""
+    summary = {"sites": len(found), "bad_sites": len(bad), "unbounded_sites": len(unbounded), "worst_ratio": worst}
+    findings = tuple(site.sentence() for site in found if not site.holds)
+    details = tuple(dataclasses.asdict(site) for site in found)
+    return TierResult("T2", "local bound", status, headline, summary, findings, details)
+
+
+def triangle(evidence: Evidence) -> TierResult:
+    """T3: the oracle triangle, for what the models answer now and for the stored outputs."""
+    corners = evidence.corners
+    stored = compare(
+        [golden.truth for golden in evidence.goldens],
+        evidence.unfolded_answers,
+        [golden.outputs for golden in evidence.goldens],
+    )
+    findings = [found.sentence() for found in corners if not found.holds]
+    findings += [f"the stored outputs: {found.sentence()}" for found in stored if not found.holds]
+    every = (*corners, *stored)
+    wrong = any(not found.holds and not found.doubt for found in every)
+    status: Status = "fails" if wrong else "cannot tell" if any(found.doubt for found in every) else "holds"
+    worst = max(corners, key=lambda found: found.ratio if found.ratio == found.ratio else np.inf)
+    headline = (
+        f"from the float64 truth: unfolded {worst.unfolded_error:.2g}, folded {worst.folded_error:.2g} "
+        f"({worst.ratio:.2f} times; at most {FACTOR:g})"
+    )
+    summary = {
+        "unfolded_error": worst.unfolded_error, "folded_error": worst.folded_error, "ratio": worst.ratio,
+        "limit": worst.limit, "factor": FACTOR, "goldens": len(evidence.goldens), "elements": worst.elements,
+    }  # fmt: skip
+    details = tuple(dataclasses.asdict(found) for found in corners)
+    return TierResult("T3", "oracle triangle", status, headline, summary, tuple(findings), details)
+
+
+def source(evidence: Evidence) -> TierResult:
+    """T3b: reference.onnx is the source, and the stored truth is what it computes in float64."""
+    findings = [*_tensors(evidence), *_statistics(evidence)]
+    worst = 0.0
+    truth = [run_float64(evidence.reference_proto, golden.inputs) for golden in evidence.goldens]
+    for found in evidence.corners:
+        stored = [golden.truth[found.output] for golden in evidence.goldens]
+        apart = corner(found.output, [again[found.output] for again in truth], stored, stored)
+        # A truth must be much nearer to the real one than the errors that are measured by it.
+        limit = max(found.unfolded_error / 10, TRUTH_ROUNDING * apart.scale)
+        if apart.problem or apart.doubt or not apart.folded_error <= limit:
+            what = apart.problem or f"differs by {apart.folded_error:.3g} from a float64 run of reference.onnx"
+            findings.append(f"the stored truth of output '{found.output}' {what}; expected at most {limit:.3g}")
+        worst = max(worst, apart.folded_error)
+    status: Status = "fails" if findings else "holds"
+    count = len(evidence.bundle.manifest.source_tensors)
+    headline = f"{count} source tensors as recorded; stored truth {worst:.2g} from a float64 run of the reference"
+    summary = {"source_tensors": count, "truth_difference": worst}
+    return TierResult("T3b", "reference", status, headline, summary, tuple(findings))
+
+
+def _tensors(evidence: Evidence) -> Iterator[str]:
+    recorded = evidence.bundle.manifest.source_tensors
+    found = {
+        tensor.name: hash_tensor(onnx.numpy_helper.to_array(tensor))
+        for tensor in evidence.reference_proto.graph.initializer
+    }
+    for name in sorted(recorded.keys() | found.keys()):
+        if name not in found:
+            yield f"source tensor '{name}' is recorded in manifest.json, but reference.onnx does not have it"
+        elif name not in recorded:
+            yield f"tensor '{name}' of reference.onnx is not among the source tensors of manifest.json"
+        elif recorded[name] != found[name]:
+            yield f"tensor '{name}' of reference.onnx is not the source's: its hash differs from manifest.json"
+
+
+def _statistics(evidence: Evidence) -> Iterator[str]:
+    stored = evidence.bundle.statistics()
+    norms = {norm.name: norm for norm in make_plan(read(evidence.reference)).norms}
+    for name, quantities in stored.items():
+        if name not in norms:
+            yield f"statistics.safetensors has a norm '{name}', which reference.onnx does not"
+            continue
+        wanted = tensors_of(norms[name])
+        for quantity, array in quantities.items():
+            if quantity not in wanted or not np.array_equal(np.asarray(wanted[quantity]), array):
+                yield f"statistics.safetensors: '{name}.{quantity}' is not that of reference.onnx"
+
+
+def decisions(evidence: Evidence, samples: Samples | None = None) -> TierResult:
+    """T4: the same answers, on samples that were given, else on the goldens with labels, else on all goldens."""
+    if samples is None:
+        labelled = [at for at, golden in enumerate(evidence.goldens) if golden.labels is not None]
+        found = evidence.decisions(labelled or range(len(evidence.goldens)))
+        where = "held-out samples" if labelled else "golden vectors"
+    else:
+        name = evidence.decided or ""
+        found = decide(
+            evidence.run_rows(evidence.reference_session, samples.inputs)[name],
+            evidence.run_rows(evidence.folded_session, samples.inputs)[name],
+            samples.labels,
+            noise=evidence.noise,
+            truth=lambda rows: run_float64(
+                evidence.reference_proto, {key: array[rows] for key, array in samples.inputs.items()}
+            )[name],
+        )
+        where = "samples given"
+    same = found.rows - len(found.disagreements)
+    headline = f"{same} of {found.rows} {where} get the same top-1 answer ({100 * found.agreement:.6g}%)"
+    if found.folded_accuracy is not None and found.unfolded_accuracy is not None:
+        headline += (
+            f"; accuracy {100 * found.folded_accuracy:.2f}% folded, {100 * found.unfolded_accuracy:.2f}% unfolded"
+        )
+    headline += f"; disagreement below {100 * found.rate_bound:.2g}% (95%)"
+    summary = {
+        "rows": found.rows, "agreement": found.agreement, "disagreements": len(found.disagreements),
+        "excused": found.excused, "ties": found.ties, "smallest_margin": found.smallest_margin,
+        "median_margin": found.median_margin, "largest_difference": found.largest_difference,
+        "unfolded_accuracy": found.unfolded_accuracy, "folded_accuracy": found.folded_accuracy,
+        "disagreement_rate_below": found.rate_bound,
+    }  # fmt: skip
+    status: Status = "holds" if found.holds else "fails"
+    return TierResult("T4", "decisions", status, headline, summary, found.sentences())

@@ -1,0 +1,132 @@
+"""`verify` and `prove`: the parity suite on a bundle."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from bnfold.bundle import Bundle, inspect_bundle
+from bnfold.errors import BnfoldError, ParityError
+from bnfold.parity import tiers as suite
+from bnfold.parity.evidence import Evidence
+from bnfold.parity.report import ParityReport, Status, TierResult
+from bnfold.samples import Samples, load_samples
+
+TIERS = ("T0", "T1", "T2", "T3", "T3b", "T4")
+_TITLES = {
+    "T0": "files and preflight", "T1": "weight certificate", "T2": "local bound", "T3": "oracle triangle",
+    "T3b": "reference", "T4": "decisions",
+}  # fmt: skip
+_NO_DECISION = "T4 was not run: the first output is not one row of logits or probabilities a sample"
+_SHOWN = 3  # findings that the message of a failed proof quotes
+
+
+def verify(
+    bundle: Bundle | Path | str,
+    *,
+    tiers: Sequence[str] | None = None,
+    data: Path | str | tuple[Any, Any] | None = None,
+) -> ParityReport:
+    """Run the parity suite on a bundle.
+
+    tiers: names out of TIERS, all by default. data: samples to decide on instead of the golden vectors, an .npz file, a
+    folder of images, or a pair of arrays (inputs, labels or None). A changed file is a finding, and the rest is checked
+    all the same. Raises BundleError for a bundle that cannot be read, DataError for data that do not fit, ParityError
+    for a tier that is not known.
+    """
+    chosen = _chosen(tiers)
+    found, problems = inspect_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
+    samples = None
+    if data is not None:
+        manifest = found.manifest
+        samples = load_samples(data, manifest.inputs, preprocessing=manifest.preprocessing, labels=manifest.labels)
+    return examine(found, problems, chosen, samples, asked=tiers is not None)
+
+
+def prove(bundle: Bundle) -> dict[str, Any]:
+    """The proof that goes into a bundle while it is written, without a version: the document of parity.json.
+
+    Raises ParityError when parity does not hold, or cannot be told.
+    """
+    report = examine(bundle, (), TIERS, None, version=None)
+    if report.holds is not True:
+        findings = report.findings or (report.verdict(),)
+        more = f" (and {len(findings) - _SHOWN} more findings)" if len(findings) > _SHOWN else ""
+        shown = "; ".join(findings[:_SHOWN])
+        raise ParityError(f"the folded model of '{bundle.manifest.name}' cannot be proven: {shown}{more}")
+    return report.to_dict()
+
+
+def examine(
+    bundle: Bundle,
+    problems: tuple[str, ...],
+    tiers: Sequence[str],
+    samples: Samples | None,
+    *,
+    asked: bool = False,
+    version: int | None = -1,
+) -> ParityReport:
+    """Run tiers on a bundle that has been read. version: None leaves it out, -1 takes the manifest's.
+
+    asked: the tiers were named one by one, so that one which does not apply is run, and says so.
+    """
+    evidence = Evidence(bundle)
+    notes: list[str] = []
+    if "T4" in tiers and evidence.decided is None and not asked:
+        tiers = [tier for tier in tiers if tier != "T4"]
+        notes.append(_NO_DECISION)
+    results = tuple(_run(tier, _units(evidence, problems, samples)[tier]) for tier in tiers)
+    number = bundle.manifest.version if version == -1 else version
+    return ParityReport(bundle.manifest.name, number, results, dict(_environment(evidence)), tuple(notes))
+
+
+def _units(
+    evidence: Evidence, problems: tuple[str, ...], samples: Samples | None
+) -> dict[str, Callable[[], TierResult]]:
+    def decide() -> TierResult:
+        if evidence.decided is None:
+            raise ParityError(_NO_DECISION)
+        return suite.decisions(evidence, samples)
+
+    return {
+        "T0": lambda: suite.files(evidence, problems),
+        "T1": lambda: suite.certificate(evidence),
+        "T2": lambda: suite.local(evidence),
+        "T3": lambda: suite.triangle(evidence),
+        "T3b": lambda: suite.source(evidence),
+        "T4": decide,
+    }
+
+
+def _run(tier: str, unit: Callable[[], TierResult]) -> TierResult:
+    """What stops T0 or T1, which need no data, is a fault of the bundle; what stops another leaves it open."""
+    try:
+        return unit()
+    except BnfoldError as problem:
+        status: Status = "fails" if tier in ("T0", "T1") else "cannot tell"
+        return TierResult(tier, _TITLES[tier], status, "could not be carried out", {}, (str(problem),))
+
+
+def _chosen(tiers: Sequence[str] | None) -> Sequence[str]:
+    if tiers is None:
+        return TIERS
+    names = [tiers] if isinstance(tiers, str) else list(tiers)
+    for name in names:
+        if name not in TIERS:
+            raise ParityError(f"tier '{name}' is not known; choose out of {', '.join(TIERS)}")
+    return [name for name in TIERS if name in names]
+
+
+def _environment(evidence: Evidence) -> Iterator[tuple[str, Any]]:
+    for package in ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu"):
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    yield "python", platform.python_version()
+    yield "machine", platform.machine()
+    yield "device", evidence.device
+    yield "threads", evidence.threads
