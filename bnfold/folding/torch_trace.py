@@ -6,48 +6,52 @@ import contextlib
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import FoldError
 
 _log = logging.getLogger(__name__)
+_LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "onnxscript", "onnx_ir")
 
 
 def trace_module(
-    module: torch.nn.Module, example_inputs: tuple[Any, ...], *, dynamic_shapes: Any = None
+    module: torch.nn.Module, example_inputs: tuple[Any, ...], *, dynamic_shapes: Any = None, free_batch: bool = True
 ) -> ExportedProgram:
     """Trace a deep copy of a module in eval mode; the module itself is not touched.
 
     example_inputs: the positional arguments. dynamic_shapes: as for torch.export.export; None frees axis 0 of every
-    tensor argument that the network lets go (also when the example has a batch of one).
+    tensor argument that the network lets go (also when the example has a batch of one), unless `free_batch` is false.
 
     Raises FoldError when the module cannot be copied or traced.
     """
     inert = copied(module).eval()
     inputs = pytree.tree_map(_detached, example_inputs)
-    attempts: list[Callable[[], ExportedProgram]] = []
-    if dynamic_shapes is not None:
-        attempts.append(lambda: _export(inert, inputs, dynamic_shapes))
-    else:
-        # torch.export takes a size of one for a constant, so a batch of one is traced as a batch of two.
-        attempts.append(lambda: _export(inert, pytree.tree_map(_at_least_two, inputs), _free_batch(inputs)))
-        attempts.append(lambda: _export(inert, inputs, _free_batch(inputs)))
     first: Exception | None = None
-    for attempt in attempts:
+    for arguments, shapes in _attempts(inputs, dynamic_shapes, free_batch):
         try:
-            return attempt()
+            program = _export(inert, arguments, shapes)
         except Exception as problem:  # whatever the network's own code or the tracer raises
             first = first or problem
             _log.debug("tracing %s failed: %s", type(module).__name__, problem)
+            continue
+        if arguments is inputs or _is_free(program, inputs):
+            return program
+        _log.debug("%s fixes its batch size; it is traced with the example as given", type(module).__name__)
     raise FoldError(
-        f"{type(module).__name__} cannot be traced by torch.export{_place(first)}: {_sentence(first)}; check that it "
+        f"{type(module).__name__} cannot be traced by torch.export{_place(first)}: {first_line(first)}; check that it "
         "runs in eval mode on the example inputs, and write what depends on data with torch.cond, or give an .onnx file"
     ) from first
+
+
+def free_inputs(program: ExportedProgram) -> tuple[str, ...]:
+    """The names of the tensor arguments whose axis 0 is free."""
+    return tuple(node.name for node in _arguments(program) if _has_free_axis(node.meta.get("val")))
 
 
 def copied(module: torch.nn.Module) -> torch.nn.Module:
@@ -57,7 +61,7 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
             return copy.deepcopy(module)
     except Exception as problem:  # a module may hold anything: open files, locks, tensors with a history
         raise FoldError(
-            f"{type(module).__name__} cannot be copied ({_sentence(problem)}), and folding never changes its source; "
+            f"{type(module).__name__} cannot be copied ({first_line(problem)}), and folding never changes its source; "
             "expected a module that copy.deepcopy takes"
         ) from problem
 
@@ -65,6 +69,38 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
 def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     with quiet(), torch.no_grad():
         return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+
+
+def _attempts(inputs: tuple[Any, ...], dynamic_shapes: Any, free_batch: bool) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Arguments and dynamic shapes to trace with, the most general first."""
+    if dynamic_shapes is not None or not free_batch:
+        yield inputs, dynamic_shapes
+        return
+    # torch.export takes a size of one for a constant, so a batch of one is traced as a batch of two.
+    doubled = pytree.tree_map(_at_least_two, inputs)
+    if any(one is not two for one, two in zip(pytree.tree_leaves(inputs), pytree.tree_leaves(doubled), strict=True)):
+        yield doubled, _free_batch(inputs)
+    yield inputs, _free_batch(inputs)
+
+
+def _is_free(program: ExportedProgram, inputs: tuple[Any, ...]) -> bool:
+    """True when no argument of one row is fixed to the two rows that it was traced with."""
+    free = free_inputs(program)
+    pairs = zip(_arguments(program), pytree.tree_leaves(inputs), strict=True)
+    return all(node.name in free for node, given in pairs if _at_least_two(given) is not given)
+
+
+def _has_free_axis(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and not isinstance(value.shape[0], int)
+
+
+def _arguments(program: ExportedProgram) -> list[torch.fx.Node]:
+    names = {
+        spec.arg.name: spec
+        for spec in program.graph_signature.input_specs
+        if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")
+    }
+    return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
 def _free_batch(inputs: tuple[Any, ...]) -> Any:
@@ -85,7 +121,7 @@ def _at_least_two(value: Any) -> Any:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without the warnings of the tracer, which speak of its own insides, and without its log of what it tried."""
-    loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export", "torch.fx", "torch._dynamo")]
+    loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,7 +147,7 @@ def _place(problem: BaseException | None) -> str:
     return place
 
 
-def _sentence(problem: BaseException | None) -> str:
+def first_line(problem: BaseException | None) -> str:
     """The first line of an error that says something."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     return f"{type(problem).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(problem).__name__
