@@ -98,13 +98,22 @@ def interpret(bundle: Bundle, outputs: Mapping[str, Array]) -> tuple[Prediction,
     )
 
 
-def _json_values(file: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
-    if file.stat().st_size > _MAX_JSON_BYTES:
-        raise DataError(f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_JSON_BYTES}; give a .npy file")
+def read_json(file: Path) -> Any:
+    """The document of a .json file. Raises DataError."""
     try:
-        document = json.loads(file.read_bytes())
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise DataError(
+                f"{file} has {file.stat().st_size} bytes, expected at most {_MAX_JSON_BYTES}; give a .npy file"
+            )
+        return json.loads(file.read_bytes())
+    except OSError as problem:
+        raise DataError(f"{file} cannot be read ({problem.strerror}); check the file") from None
     except (ValueError, RecursionError) as problem:
         raise DataError(f"{file} is no JSON ({problem}); expected a nested list of numbers") from None
+
+
+def _json_values(file: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
+    document = read_json(file)
     if len(specs) == 1 and not (isinstance(document, dict) and specs[0].name in document):
         document = {specs[0].name: document.get("instances") if isinstance(document, dict) else document}
     if not isinstance(document, dict) or any(document.get(spec.name) is None for spec in specs):

@@ -222,7 +222,12 @@ def test_control_characters_of_foreign_names_do_not_reach_the_terminal():
 def test_json_has_no_nan_and_takes_paths_and_numpy_values():
     import numpy as np
 
-    document = {"a": float("nan"), "b": [np.float64("inf"), np.int64(3)], "c": Path("x/y"), "d": np.array([1.5, -np.inf])}
+    document = {
+        "a": float("nan"),
+        "b": [np.float64("inf"), np.int64(3)],
+        "c": Path("x/y"),
+        "d": np.array([1.5, -np.inf]),
+    }
     assert json.loads(to_json(document), parse_constant=pytest.fail) == {
         "a": "nan",
         "b": ["inf", 3],

@@ -53,7 +53,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     assert (ran.returncode, ran.stderr) == (0, "")
     document = json.loads(ran.stdout)
-    assert document["bundle"] == "models/small/1"
+    assert folder / document["bundle"] == folder / "models" / "small" / "1"
     assert document["fold"]["counts"]["folded"] == 1
     return folder / "models"
 
@@ -282,7 +282,7 @@ def test_works_where_torch_and_its_friends_are_not_installed(repository, tmp_pat
     assert (ran.returncode, ran.stderr) == (0, "")
 
 
-def test_torch_sources_without_torch_say_what_to_install(repository):
+def test_torch_sources_without_torch_say_what_to_install():
     program = (
         "import sys\n"
         f"sys.modules.update(dict.fromkeys({NOT_THERE!r}))\n"

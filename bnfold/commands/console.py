@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 # C0 and C1 controls but newline and tab: names inside a model file are not ours and must not drive a terminal.
@@ -64,6 +65,14 @@ class Console:
 def printable(text: str) -> str:
     """The text with control characters spelt out."""
     return _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
+
+
+def shown(path: Path) -> str:
+    """A path as a person in the current folder would type it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
 
 
 def to_json(document: Mapping[str, Any]) -> str:

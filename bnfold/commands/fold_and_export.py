@@ -58,6 +58,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Build the bundle; prints the fold table and where the bundle is."""
     from bnfold.build import build_bundle
+    from bnfold.commands.console import shown
     from bnfold.folding.report import FoldReport
 
     bundle = build_bundle(
@@ -82,5 +83,5 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "fold": fold,
         "parity": parity,
     }
-    console.result(document, f"{FoldReport.from_dict(fold).to_table()}\n\n{bundle.path}")
+    console.result(document, f"{FoldReport.from_dict(fold).to_table()}\n\n{shown(bundle.path)}")
     return 0

@@ -32,7 +32,11 @@ def add(commands: Commands) -> None:
         "http://127.0.0.1:8000 (with several models: http://127.0.0.1:8000/models/NAME)",
     )
     parser.add_argument(
-        "input", metavar="INPUT", type=Path, help="an image (PNG, JPEG, WebP), a .npy array, or a .json nested list"
+        "input",
+        metavar="INPUT",
+        type=Path,
+        help="an image (PNG, JPEG, WebP), a .npy array, or a .json nested list; "
+        "arrays for a server have the batch first",
     )
     parser.add_argument(
         "--device",
@@ -95,14 +99,14 @@ def _ask(url: str, file: Path) -> dict[str, Any]:
 
 
 def _body(file: Path) -> tuple[bytes, str]:
-    """The body to send and its content type; arrays travel as JSON."""
-    if file.suffix == ".json":
-        return file.read_bytes(), "application/json"
-    if file.suffix == ".npy":
-        from bnfold.prediction import read_npy
+    """The body to send and its content type; arrays travel as JSON rows."""
+    if file.suffix not in (".json", ".npy"):
+        return file.read_bytes(), "application/octet-stream"
+    from bnfold.prediction import read_json, read_npy
 
-        return json.dumps({"instances": read_npy(file).tolist()}).encode(), "application/json"
-    return file.read_bytes(), "application/octet-stream"
+    rows = read_json(file) if file.suffix == ".json" else read_npy(file).tolist()
+    document = rows if isinstance(rows, dict) and "instances" in rows else {"instances": rows}
+    return json.dumps(document).encode(), "application/json"
 
 
 def _reason(problem: urllib.error.HTTPError) -> str:

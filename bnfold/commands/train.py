@@ -47,6 +47,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Train; prints where the checkpoint is and what it reached."""
+    from bnfold.commands.console import shown
     from bnfold.training import train
 
     checkpoint = train(
@@ -64,5 +65,5 @@ def run(options: argparse.Namespace, console: Console) -> int:
         "metrics": metrics,
     }
     numbers = "\n".join(f"  {key}: {value}" for key, value in metrics.items())
-    console.result(document, f"{checkpoint.path}\n{numbers}")
+    console.result(document, f"{shown(checkpoint.path)}\n{numbers}")
     return 0
