@@ -12,7 +12,13 @@ No file of a bundle is a pickle. docs/bundle.md has the schema.
 from __future__ import annotations
 
 from bnfold.bundle_reader import Bundle, inspect_bundle, list_versions, load_bundle
-from bnfold.bundle_writer import BundleDraft, next_version, parse_destination, write_bundle
+from bnfold.bundle_writer import (
+    BundleDraft,
+    check_destination,
+    next_version,
+    parse_destination,
+    write_bundle,
+)
 from bnfold.goldens import Golden
 from bnfold.manifest import Manifest, TensorSpec
 from bnfold.modelfile import tensor_specs
@@ -26,6 +32,7 @@ __all__ = [
     "Manifest",
     "Preprocessing",
     "TensorSpec",
+    "check_destination",
     "hash_tensor",
     "inspect_bundle",
     "list_versions",

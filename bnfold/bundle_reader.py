@@ -65,7 +65,7 @@ class Bundle:
         expected = self.hashes.get(file) or self.manifest.files.get(file)
         if expected is None:
             raise BundleError(f"bundle {self.path} has no file {file!r:.120}; expected one that its manifest lists")
-        data = read_file(self.path / file)
+        data = read_file(self.path / file, MAX_BYTES if file.endswith(".json") else MAX_FILE_BYTES)
         if hashlib.sha256(data).hexdigest() != expected:
             found = f"{self.path / file} changed while it was in use"
             raise BundleError(f"{found}; expected sha256 {expected}; load the bundle again")
@@ -117,11 +117,17 @@ def inspect_bundle(path: Path | str) -> tuple[Bundle, tuple[str, ...]]:
 def check_contents(bundle: Bundle) -> None:
     """Read every file but parity.json and raise BundleError for what does not fit the manifest."""
     manifest = bundle.manifest
-    sidecar = (bundle.path / SIDECAR).stat().st_size if SIDECAR in manifest.files else None
+    sidecar = _size(bundle.path / SIDECAR) if SIDECAR in manifest.files else None
+    unread = sidecar is not None
     for file in (MODEL, REFERENCE):
         model = parse_model(bundle.read(file), str(bundle.path / file))
         check_model(model, str(bundle.path / file), sidecar_bytes=sidecar)
         check_specs(model, str(bundle.path / file), manifest.inputs, manifest.outputs)
+        unread = unread and not any(tensor.external_data for tensor in model.graph.initializer)
+    if unread:
+        raise BundleError(
+            f"bundle {bundle.path} has a {SIDECAR} that no tensor is in; expected none; build the bundle again"
+        )
     bundle.goldens()
     bundle.statistics()
     bundle.fold_report()
@@ -156,6 +162,11 @@ def hash_file(path: Path) -> str:
         while block := stream.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
+
+
+def _size(path: Path) -> int:
+    with _open(path) as stream:
+        return os.fstat(stream.fileno()).st_size
 
 
 def _open(path: Path) -> BinaryIO:

@@ -80,9 +80,7 @@ def write_bundle(destination: Path | str, draft: BundleDraft, *, prove: Callable
     of parity.json, which should not name the version: it moves up when another writer is faster. Whatever prove
     raises leaves nothing behind. Raises BundleError for a draft outside the schema, a version that exists, a full disk.
     """
-    folder, version = parse_destination(destination)
-    if version is not None and os.path.lexists(folder / str(version)):
-        raise _exists(folder / str(version))
+    folder, version = check_destination(destination)
     manifest = _manifest(draft, folder.name, version or next_version(folder))
     files = _encode(draft)
     with _unfinished(folder) as temporary:
@@ -112,6 +110,14 @@ def parse_destination(destination: Path | str) -> tuple[Path, int | None]:
         found = f"destination {destination} ends with {folder.name}, which is no version"
         raise BundleError(f"{found}; expected a number from 1 without zeros first; say models/<name>/1")
     check_name(folder.name, f"destination {destination}")
+    return folder, version
+
+
+def check_destination(destination: Path | str) -> tuple[Path, int | None]:
+    """As `parse_destination`; raises BundleError for a version that exists too, before any work is done for it."""
+    folder, version = parse_destination(destination)
+    if version is not None and os.path.lexists(folder / str(version)):
+        raise _exists(folder / str(version))
     return folder, version
 
 
@@ -171,7 +177,11 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest, *, fixed: bool) 
                 raise _exists(target) from None
             manifest = dataclasses.replace(manifest, version=max(next_version(folder), manifest.version + 1))
             continue
-        _sync_folder(folder)
+        try:
+            _sync_folder(folder)
+        except OSError as problem:
+            found = f"{target} is written, but the disk did not confirm its name ({problem.strerror})"
+            raise BundleError(f"{found}; expected it to; check the disk, then load the bundle") from problem
         return dataclasses.replace(bundle, path=target)
     raise BundleError(f"{folder} got {_ATTEMPTS} versions from others meanwhile; expected a free one; try again")
 
@@ -179,7 +189,9 @@ def _publish(temporary: Path, folder: Path, manifest: Manifest, *, fixed: bool) 
 @contextlib.contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
     """A new hidden folder beside the versions; gone in the end, with the parents made for it, unless renamed."""
-    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    made = [
+        parent for parent in (folder, *folder.parents) if not os.path.exists(parent)
+    ]  # False where it may not be looked at
     temporary = folder / f"{_UNFINISHED}{secrets.token_hex(8)}"
     try:
         with _plain_errors(folder):

@@ -53,7 +53,8 @@ def dump_object(document: Mapping[str, Any], what: str) -> bytes:
         data = text.encode("utf-8")
     except (TypeError, ValueError, RecursionError) as problem:
         raise BundleError(
-            f"{what} cannot be written as JSON ({problem}); expected finite numbers, text, lists and objects"
+            f"{what} cannot be written as JSON ({problem});"
+            " expected finite numbers, text, lists and objects; correct it"
         ) from None
     parse_object(data, what)
     return data
@@ -137,9 +138,7 @@ class Fields:
 
 
 def _bad(what: str, found: str, expected: str) -> BundleError:
-    return BundleError(
-        f"{what} {found}; expected {expected}; build the bundle again or take it anew from where it was built"
-    )
+    return BundleError(f"{what} {found}; expected {expected}; correct it, or build the bundle again")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

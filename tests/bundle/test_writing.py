@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bundle_drafts import make_draft, make_model, prove, tensors
+from bundle_drafts import make_draft, make_model, mend, prove, tensors
 
 import bnfold.rename
 import bnfold.sidecar
@@ -514,3 +514,39 @@ def test_a_sidecar_that_changed_is_refused(draft: BundleDraft, tmp_path: Path) -
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"model\.onnx\.data has sha256"):
         load_bundle(bundle.path)
+
+
+def test_a_sidecar_that_no_tensor_is_in_is_refused(folder: Path) -> None:
+    (folder / "model.onnx.data").write_bytes(b"anything")
+    mend(folder)
+    with pytest.raises(BundleError, match=r"has a model\.onnx\.data that no tensor is in"):
+        load_bundle(folder)
+
+
+@pytest.mark.usefixtures("small_messages")
+def test_a_sidecar_that_is_cut_with_its_hash_mended_is_refused(draft: BundleDraft, tmp_path: Path) -> None:
+    path = write_bundle(tmp_path / "tiny", draft, prove=prove).path
+    data = (path / "model.onnx.data").read_bytes()
+    mend(path)
+    load_bundle(path)
+    (path / "model.onnx.data").write_bytes(data[:-1])
+    mend(path)
+    with pytest.raises(BundleError, match=r"bytes inside the file"):
+        load_bundle(path)
+
+
+def test_a_sync_that_fails_after_the_rename_does_not_claim_that_nothing_was_kept(
+    draft: BundleDraft, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "tiny" / "1"
+    fsync = os.fsync
+
+    def fail_at_last(descriptor: int) -> None:
+        if target.exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fail_at_last)
+    with pytest.raises(BundleError, match="1 is written, but the disk did not confirm its name"):
+        write_bundle(target, draft, prove=prove)
+    load_bundle(target)
