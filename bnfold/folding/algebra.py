@@ -17,6 +17,7 @@ from bnfold.folding.facts import Array, Expr, Leaf, Linear, Op, Scalar, View
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 
 _SPLITTER = 134217729.0  # 2**27 + 1, Veltkamp's constant for 53 bits
+_HUGE, _TINY = 2.0**990, 2.0**-960  # beyond these splitting overflows, or the error of a product underflows
 
 # Largest finite value of each dtype that a fold can be rounded to (IEEE 754; bfloat16: 8 bits of significand).
 LARGEST = {
@@ -75,9 +76,26 @@ def _split(a: F64) -> tuple[F64, F64]:
 
 def _two_product(a: F64, b: F64) -> DoubleDouble:
     p = a * b
+    if _is_ordinary(a, b, p):
+        return DoubleDouble(p, _product_error(a, b, p))
+    # The same on significands in [0.5, 1), where splitting cannot overflow nor the error underflow.
+    (a, a_exponent), (b, b_exponent) = np.frexp(a), np.frexp(b)
+    exponent = a_exponent + b_exponent
+    product = a * b
+    error = _product_error(a, b, product) + (product - np.ldexp(p, -exponent))
+    return DoubleDouble(p, np.where(np.isfinite(p), np.ldexp(error, exponent), 0.0))
+
+
+def _product_error(a: F64, b: F64, p: F64) -> F64:
     a_high, a_low = _split(a)
     b_high, b_low = _split(b)
-    return DoubleDouble(p, ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low)
+    return ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low
+
+
+def _is_ordinary(a: F64, b: F64, p: F64) -> bool:
+    largest = max(float(np.max(np.abs(x), initial=0.0)) for x in (a, b))
+    smallest = float(np.min(np.abs(p), initial=1.0, where=p != 0.0))
+    return largest <= _HUGE and smallest >= _TINY
 
 
 def add(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
@@ -115,14 +133,17 @@ def div(x: DoubleDouble, y: DoubleDouble) -> DoubleDouble:
 
 
 def sqrt(x: DoubleDouble) -> DoubleDouble:
-    """The square root, by one step of Newton's method from the float64 root; NaN below zero."""
+    """The square root, by two steps of Newton's method from the float64 root; NaN below zero."""
+    small = x.hi < _TINY  # there the square of the root would lose bits below the range
+    x = DoubleDouble(*(np.where(small, part * 2.0**200, part) for part in (x.hi, x.lo)))
     root = np.sqrt(x.hi)
     rest = sub(x, _two_product(root, root))
     step = np.divide(rest.hi, 2.0 * root, out=np.zeros_like(root), where=root != 0.0)
     refined = _quick_sum(root, step)
     rest = sub(x, mul(refined, refined))
     step = np.divide(rest.hi, 2.0 * root, out=np.zeros_like(root), where=root != 0.0)
-    return add(refined, exact(step))
+    found = add(refined, exact(step))
+    return DoubleDouble(*(np.where(small, part * 2.0**-100, part) for part in (found.hi, found.lo)))
 
 
 def evaluate(expr: Expr) -> DoubleDouble:
@@ -188,7 +209,7 @@ def round_to(x: DoubleDouble, dtype: np.dtype[Any]) -> Array:
         values: Array = _to_odd(x.hi, x.lo)
         if dtype.name == "bfloat16":
             narrow = values.astype(np.float32)
-            values = _to_odd(narrow, (values - narrow.astype(np.float64)).astype(np.float32))
+            values = _to_odd(narrow, values - narrow.astype(np.float64))
         return values.astype(dtype)
 
 
@@ -221,8 +242,8 @@ def channel_peak(linear: Linear) -> F64:
     """max|W| per output channel, shape (O,), float64."""
     grouped = np.abs(_grouped(linear.weight.load(), linear).astype(np.float64))
     if linear.out_first:
-        return np.asarray(grouped.reshape(linear.channels, -1).max(axis=1, initial=0.0))
-    return np.asarray(np.moveaxis(grouped, 2, 1).reshape(linear.channels, -1).max(axis=1, initial=0.0))
+        return np.asarray(grouped.max(axis=tuple(range(1, grouped.ndim)), initial=0.0))
+    return np.asarray(grouped.max(axis=(1, *range(3, grouped.ndim)), initial=0.0).reshape(linear.channels))
 
 
 def fold_weight(linear: Linear, by: ChannelMap) -> Array:
