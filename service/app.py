@@ -1,0 +1,125 @@
+"""The app factory: FastAPI for everything, with inference as raw ASGI in front of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from functools import partial
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+
+import bnfold
+from service.answers import error_body, fault_headers, status_of
+from service.batcher import Batcher
+from service.body import Budget
+from service.errors import Disconnected, Fault
+from service.hub import Hub
+from service.infer import InferEndpoint
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.openapi import describe_app
+from service.protocol import Limits
+from service.repository import load_repository
+from service.routes import build_router
+from service.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+_DESCRIPTION = (
+    "Serves networks whose batch norms are folded, each proven on this host before its first request. "
+    "Every prediction carries its proof: `bnfold-model-version`, `bnfold-model-digest`, `bnfold-provider`."
+)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Load the repository and build the app; `app.state.hub` has its parts.
+
+    Raises BnfoldError when there is nothing to serve, nothing is proven, or the device does not start.
+    """
+    hub = build_hub(settings)
+    app: FastAPI = FastAPIOffline(
+        title="bnfold",
+        version=bnfold.__version__,
+        description=_DESCRIPTION,
+        docs_url="/docs",
+        redoc_url=None,
+        static_url="/docs-assets",
+        redirect_slashes=False,
+        lifespan=partial(_lifespan, hub),
+    )
+    app.state.hub = hub
+    app.include_router(build_router(hub))
+    app.add_middleware(InferEndpoint, hub=hub)
+    _answer_errors(app)
+    describe_app(app)
+    return app
+
+
+def build_hub(settings: Settings) -> Hub:
+    """The parts of one server. Raises BnfoldError as `create_app` does."""
+    metrics = Metrics()
+    repository = load_repository(settings, metrics)
+    batcher = Batcher(
+        workers=settings.workers, max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows
+    )
+    for engine in repository.engines:
+        metrics.show_pending(engine.name, engine.version, partial(batcher.waiting_rows, engine))
+    return Hub(
+        settings=settings,
+        limits=Limits(rows=settings.max_request_rows, json_bytes=settings.max_json_bytes),
+        repository=repository,
+        batcher=batcher,
+        budget=Budget(settings.max_memory_bytes),
+        metrics=metrics,
+        lifecycle=Lifecycle(),
+    )
+
+
+@asynccontextmanager
+async def _lifespan(hub: Hub, _: FastAPI) -> AsyncGenerator[None, None]:
+    hub.batcher.start()
+    try:
+        yield
+    finally:
+        hub.lifecycle.close()
+        await hub.batcher.stop()
+
+
+def _answer_errors(app: FastAPI) -> None:
+    """Give every error the one shape, those of the framework too."""
+
+    @app.exception_handler(Fault)
+    async def fault(_: Request, problem: Fault) -> Response:
+        headers = {name.decode("ascii"): value.decode("ascii") for name, value in fault_headers(problem)}
+        return _error(str(problem), status_of(problem), headers)
+
+    @app.exception_handler(Disconnected)
+    async def gone(_: Request, __: Disconnected) -> Response:
+        return _error("the client has gone", 499)  # nobody reads it
+
+    @app.exception_handler(HTTPException)
+    async def framework(request: Request, problem: HTTPException) -> Response:
+        message = str(problem.detail)
+        if problem.status_code == 404:
+            message = f"there is nothing at {request.url.path!r:.120}; /docs lists what there is"
+        if problem.status_code == 405:
+            message = f"{request.url.path!r:.120} does not take {request.method}"
+        return _error(message, problem.status_code, dict(problem.headers or {}))
+
+    @app.exception_handler(RequestValidationError)
+    async def validation(_: Request, problem: RequestValidationError) -> Response:
+        found = problem.errors()[0]
+        where = " ".join(str(part) for part in found["loc"])
+        return _error(f"the request is not valid: {where}: {found['msg']}", 400)
+
+    @app.exception_handler(Exception)
+    async def unforeseen(_: Request, __: Exception) -> Response:
+        return _error("the server failed on this request; its log says why", 500)
+
+
+def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(error_body(message), status_code=status, headers=headers, media_type="application/json")

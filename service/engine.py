@@ -1,0 +1,165 @@
+"""One proven version in ONNX Runtime: one session, shared by all workers, one thread a call."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+from bnfold.bundle import Bundle, Golden, Manifest
+from bnfold.errors import BnfoldError, BundleError
+from bnfold.manifest import MODEL, SIDECAR
+from bnfold.runtime import open_session, run
+from service.answers import Headers
+from service.errors import ModelFault
+from service.metrics import Meter, Metrics
+from service.tensors import Array, Port
+
+_logger = logging.getLogger(__name__)
+
+# Rows of one model that are run together may differ from rows run alone by rounding, as other kernels are chosen;
+# rows that leak into each other differ by as much as they are large.
+_ROUNDING = 1e-3
+_PROBED_ROWS = 4
+_OPTIONS: dict[str, Any] = {"optimise": True, "threads": 1}  # those of the load gate too
+
+
+class Session(Protocol):
+    """What is used here of a session of ONNX Runtime; any thread may call it."""
+
+    def run(self, names: Sequence[str], inputs: Mapping[str, Array]) -> list[Array]:
+        """Run the graph."""
+
+
+@dataclass(frozen=True, eq=False)
+class Engine:
+    """A version that is served.
+
+    digest: sha256 of the model.onnx that the session was opened on. provider: what the session runs on, not what it
+    was asked for. batchable: rows of different requests may share a call. headers: the proof that goes with every
+    prediction.
+    """
+
+    name: str
+    version: str
+    manifest: Manifest
+    digest: str
+    provider: str
+    batchable: bool
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    headers: Headers
+    session: Session
+    meter: Meter
+
+    @property
+    def label(self) -> str:
+        """name/version."""
+        return f"{self.name}/{self.version}"
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Run the model. inputs: by name, of the ports' dtypes and shapes. Raises ModelFault."""
+        try:
+            return run(self.session, inputs)
+        except BnfoldError as problem:
+            _logger.error("model %s: %s", self.label, problem)
+            raise ModelFault(f"model {self.label} failed on this input; the server's log says why") from problem
+
+    def count_batch(self, rows: int, seconds: float) -> None:
+        """Told by the batcher of every run."""
+        self.meter.count_batch(rows, seconds)
+
+
+def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
+    """What "auto" means on this host, found by opening a session. Raises BnfoldError for CUDA that does not start."""
+    if device == "cpu":
+        return "cpu"
+    session = open_session(_smallest_model(), device=device, **_OPTIONS)
+    return "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
+
+
+def open_engine(bundle: Bundle, name: str, version: int, device: Literal["cpu", "cuda"], metrics: Metrics) -> Engine:
+    """Open the session of a bundle that has passed the load gate. Raises BundleError, BnfoldError."""
+    manifest = bundle.manifest
+    inputs = tuple(Port.of(spec) for spec in manifest.inputs)
+    outputs = tuple(Port.of(spec) for spec in manifest.outputs)
+    data = bundle.read(MODEL)  # checked against the hash, so that the bytes are those that were proven
+    session = open_session(bundle.model_path if SIDECAR in manifest.files else data, device=device, **_OPTIONS)
+    names = {port.name for port in inputs}
+    if {entry.name for entry in session.get_inputs()} != names:
+        raise BundleError(f"model {name}/{version} does not take the inputs that its manifest lists; build it again")
+    provider, digest = session.get_providers()[0], manifest.files[MODEL]
+    return Engine(
+        name=name,
+        version=str(version),
+        manifest=manifest,
+        digest=digest,
+        provider=provider,
+        batchable=_rows_are_independent(session, inputs, outputs, bundle.goldens(), f"{name}/{version}"),
+        inputs=inputs,
+        outputs=outputs,
+        headers=_proof(name, version, digest, provider),
+        session=session,
+        meter=metrics.meter(name, str(version)),
+    )
+
+
+def _proof(name: str, version: int, digest: str, provider: str) -> Headers:
+    return [
+        (b"bnfold-model", name.encode("ascii")),
+        (b"bnfold-model-version", str(version).encode("ascii")),
+        (b"bnfold-model-digest", f"sha256:{digest}".encode("ascii")),
+        (b"bnfold-provider", provider.encode("ascii")),
+    ]
+
+
+def _smallest_model() -> bytes:
+    """Identity on one float: a session on it tells whether a provider starts."""
+    from onnx import TensorProto, helper
+
+    node = helper.make_node("Identity", ["x"], ["y"])
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in "xy")
+    graph = helper.make_graph([node], "identity", [x], [y])
+    return bytes(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    )
+
+
+def _rows_are_independent(
+    session: Session,
+    inputs: Sequence[Port],
+    outputs: Sequence[Port],
+    goldens: Sequence[Golden],
+    label: str,
+) -> bool:
+    """Whether a row gives the same alone as in a batch, tried on golden vectors; it also warms the session up."""
+    if not all(port.has_batch for port in (*inputs, *outputs)):
+        return False
+    for golden in goldens:
+        batch = _at_least_two_rows(golden.inputs)
+        rows = len(next(iter(batch.values())))
+        together = run(session, batch)
+        for row in {round(at) for at in np.linspace(0, rows - 1, _PROBED_ROWS)}:
+            alone = run(session, {name: array[row : row + 1] for name, array in batch.items()})
+            if not all(_is_row(together[name], row, rows, alone[name]) for name in alone):
+                _logger.warning("model %s mixes the rows of a batch; each request to it runs alone", label)
+                return False
+    return True
+
+
+def _at_least_two_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    return {
+        name: np.ascontiguousarray(array if len(array) > 1 else np.concatenate([array, np.zeros_like(array)]))
+        for name, array in inputs.items()
+    }
+
+
+def _is_row(together: Array, row: int, rows: int, alone: Array) -> bool:
+    if together.shape[:1] != (rows,) or alone.shape != (1, *together.shape[1:]):
+        return False
+    found, expected = together[row].astype(np.float64), alone[0].astype(np.float64)
+    scale = np.abs(expected).max(initial=0.0) + _ROUNDING * np.abs(together.astype(np.float64)).max(initial=0.0)
+    return bool((np.abs(found - expected) <= _ROUNDING * scale).all())

@@ -1,0 +1,103 @@
+"""What every endpoint needs: the models, the queue before them, the caps, the metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from starlette.types import Receive
+
+from service.batcher import Batcher, Outputs
+from service.body import Budget
+from service.engine import Engine
+from service.errors import Busy, Disconnected, Fault
+from service.lifecycle import Lifecycle
+from service.metrics import Metrics
+from service.protocol import Limits
+from service.repository import Repository
+from service.settings import Settings
+from service.tensors import Array
+
+
+@dataclass(frozen=True, eq=False)
+class Hub:
+    """One server's parts."""
+
+    settings: Settings
+    limits: Limits
+    repository: Repository
+    batcher: Batcher
+    budget: Budget
+    metrics: Metrics
+    lifecycle: Lifecycle
+
+    def check_open(self) -> None:
+        """Raise Busy once the server takes no further request."""
+        if self.lifecycle.closed:
+            raise Busy("the server is stopping; try again elsewhere")
+
+    @contextmanager
+    def counting(self) -> Iterator[Count]:
+        """Count what becomes of one request to a model; faults pass through."""
+        count = Count(self.metrics, time.perf_counter())
+        try:
+            yield count
+        except Fault as fault:
+            count.fail(fault.reason)
+            raise
+        except Disconnected:
+            count.fail("client_gone")
+            raise
+        count.succeed()
+
+    async def infer(
+        self,
+        engine: Engine,
+        inputs: Mapping[str, Array],
+        rows: int,
+        timeout: float | None,
+        receive: Receive,
+        count: Count,
+    ) -> Outputs:
+        """Run a request through the queue; see `Batcher.infer`. timeout: at most the server's own."""
+        limit = self.settings.request_timeout
+        outputs, count.queued = await self.batcher.infer(
+            engine,
+            inputs,
+            rows,
+            timeout=limit if timeout is None else min(timeout, limit),
+            gone=_until_gone(receive),
+        )
+        return outputs
+
+
+class Count:
+    """What the metrics will say of one request. engine: None until it is known to be for a model that is here."""
+
+    def __init__(self, metrics: Metrics, started: float) -> None:
+        self.engine: Engine | None = None
+        self.queued = 0.0
+        self._metrics = metrics
+        self._started = started
+
+    def succeed(self) -> None:
+        """It was answered."""
+        if self.engine is not None:
+            self.engine.meter.count_answer(time.perf_counter() - self._started, self.queued)
+
+    def fail(self, reason: str) -> None:
+        """It was not."""
+        if self.engine is not None:
+            self.engine.meter.count_failure(reason)
+        else:
+            self._metrics.count_stray(reason)
+
+
+def _until_gone(receive: Receive) -> Callable[[], Awaitable[None]]:
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    return gone

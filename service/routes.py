@@ -1,0 +1,160 @@
+"""Every endpoint but inference: health, metadata, proof, /predict, /metrics."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Query, Request, Response
+
+import bnfold
+from service.body import read_body
+from service.engine import Engine
+from service.errors import BadRequest
+from service.hub import Hub
+from service.metrics import CONTENT_TYPE
+from service.openapi import ERRORS, METADATA, PARITY, PREDICT, PREDICT_BODY, READY, SERVER
+from service.predict import DEFAULT_TOP, describe, read_inputs
+from service.tensors import Port
+
+EXTENSIONS = ("binary_tensor_data",)
+_PLATFORM = "onnxruntime_onnx"
+
+Top = Annotated[int, Query(ge=1, le=1000, description="how many classes to name, the likeliest first")]
+
+
+def build_router(hub: Hub) -> APIRouter:
+    """The routes of one server."""
+    router = APIRouter()
+    _add_protocol(router, hub)
+    _add_people(router, hub)
+    return router
+
+
+def _add_protocol(router: APIRouter, hub: Hub) -> None:
+    repository = hub.repository
+    protocol: dict[str, Any] = {"tags": ["Open Inference Protocol v2"], "response_class": Response}
+
+    @router.get("/v2", summary="Server metadata", responses=SERVER, **protocol)
+    async def server() -> Response:
+        return _json({"name": "bnfold", "version": bnfold.__version__, "extensions": EXTENSIONS})
+
+    @router.get("/v2/health/live", summary="Whether the process answers", **protocol)
+    async def live() -> Response:
+        return _json({"live": True})
+
+    @router.get("/v2/health/ready", summary="Whether every model has a proven version", responses=READY, **protocol)
+    async def ready() -> Response:
+        is_ready = repository.is_ready and not hub.lifecycle.draining
+        models = [entry.to_dict() for entry in repository.entries.values()]
+        return _health(is_ready, {"ready": is_ready, "draining": hub.lifecycle.draining, "models": models})
+
+    @router.get("/v2/models/{model}", summary="Model metadata", responses=METADATA, **protocol)
+    async def metadata(model: str) -> Response:
+        return _json(_describe_model(repository.find(model)))
+
+    @router.get("/v2/models/{model}/versions/{version}", summary="Version metadata", responses=METADATA, **protocol)
+    async def version_metadata(model: str, version: str) -> Response:
+        return _json(_describe_model(repository.find(model, version)))
+
+    @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=ERRORS, **protocol)
+    async def model_ready(model: str) -> Response:
+        return _model_health(repository.find(model), hub)
+
+    @router.get(
+        "/v2/models/{model}/versions/{version}/ready",
+        summary="Whether a version is served",
+        responses=ERRORS,
+        **protocol,
+    )
+    async def version_ready(model: str, version: str) -> Response:
+        return _model_health(repository.find(model, version), hub)
+
+    @router.get(
+        "/v2/models/{model}/parity",
+        summary="The proof: what the load gate found on this host, why versions were refused, and parity.json",
+        responses=PARITY,
+        tags=["Proof"],
+        response_class=Response,
+    )
+    async def parity(model: str) -> Response:
+        return _json(repository.find_entry(model).proof())
+
+
+def _add_people(router: APIRouter, hub: Hub) -> None:
+    people: dict[str, Any] = {
+        "tags": ["For people"],
+        "response_class": Response,
+        "responses": PREDICT,
+        "openapi_extra": PREDICT_BODY,
+    }
+
+    @router.post("/predict", summary="Predict with the one model that is here", **people)
+    async def predict(request: Request, top: Top = DEFAULT_TOP) -> Response:
+        return await _predict(hub, request, None, top)
+
+    @router.post("/models/{model}/predict", summary="Predict with a model", **people)
+    async def predict_with(request: Request, model: str, top: Top = DEFAULT_TOP) -> Response:
+        return await _predict(hub, request, model, top)
+
+    @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response)
+    async def metrics() -> Response:
+        return Response(hub.metrics.page(), headers={"content-type": CONTENT_TYPE.decode("ascii")})
+
+
+async def _predict(hub: Hub, request: Request, model: str | None, top: int) -> Response:
+    with hub.counting() as count, hub.budget.lease() as lease:
+        hub.check_open()
+        engine = count.engine = _only_engine(hub) if model is None else hub.repository.find(model)
+        body = await read_body(request.scope, request.receive, lease, hub.settings)
+        inputs, rows = await read_inputs(body, request.headers.get("content-type", ""), engine, hub.limits)
+        outputs = await hub.infer(engine, inputs, rows, None, request.receive, count)
+        document = {
+            "model": engine.name,
+            "version": engine.version,
+            "output_kind": engine.manifest.output_kind,
+            "predictions": describe(engine, outputs, top),
+        }
+        response = _json(document)
+    response.headers.update({name.decode("ascii"): value.decode("ascii") for name, value in engine.headers})
+    return response
+
+
+def _only_engine(hub: Hub) -> Engine:
+    names = list(hub.repository.entries)
+    if len(names) > 1:
+        paths = ", ".join(f"/models/{name}/predict" for name in names)
+        raise BadRequest(f"there are {len(names)} models here; use one of {paths}")
+    return hub.repository.find(names[0])
+
+
+def _describe_model(engine: Engine) -> dict[str, Any]:
+    return {
+        "name": engine.name,
+        "versions": [engine.version],
+        "platform": _PLATFORM,
+        "inputs": [_describe_port(port) for port in engine.inputs],
+        "outputs": [_describe_port(port) for port in engine.outputs],
+    }
+
+
+def _describe_port(port: Port) -> dict[str, Any]:
+    return {"name": port.name, "datatype": port.datatype, "shape": port.shape}
+
+
+def _model_health(engine: Engine, hub: Hub) -> Response:
+    is_ready = not hub.lifecycle.draining
+    return _health(is_ready, {"name": engine.name, "version": engine.version, "ready": is_ready})
+
+
+def _health(is_ready: bool, document: dict[str, Any]) -> Response:
+    """200, or 503 with the reason as an error beside the details."""
+    if is_ready:
+        return _json(document)
+    error = "the server is stopping" if document.get("draining", True) else "a model has no proven version"
+    return _json({"error": error, **document}, status=503, headers={"retry-after": "1"})
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    return Response(body, status_code=status, headers=headers, media_type="application/json")

@@ -1,0 +1,128 @@
+"""Tensors from the wire: JSON numbers and binary blobs to arrays, checked against what the model takes."""
+
+from __future__ import annotations
+
+import array
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bnfold.bundle import TensorSpec
+from bnfold.errors import BundleError
+from service.datatypes import DATATYPES, WIRE, DType
+from service.errors import BadRequest
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+# Python's own arrays are strict where numpy converts: they refuse text, null, fractions and what is out of range.
+_CODES = {
+    "INT8": "b", "INT16": "h", "INT32": "i", "INT64": "q",
+    "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
+    "FP16": "d", "FP32": "d", "FP64": "d",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input or output of a model on the wire. datatype: the protocol's name. shape: -1 where free."""
+
+    name: str
+    datatype: str
+    dtype: DType
+    shape: tuple[int, ...]
+
+    @staticmethod
+    def of(spec: TensorSpec) -> Port:
+        """The port of a tensor of a bundle. Raises BundleError for a dtype that cannot be sent or run."""
+        if spec.dtype not in DATATYPES:
+            raise BundleError(
+                f"tensor {spec.name!r:.80} has dtype {spec.dtype}, which the server cannot run; "
+                f"expected one of {', '.join(DATATYPES)}; build the bundle with another dtype"
+            )
+        datatype = DATATYPES[spec.dtype]
+        return Port(spec.name, datatype, WIRE[datatype], spec.shape)
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether the first axis is free, and so counts the rows."""
+        return bool(self.shape) and self.shape[0] == -1
+
+    def check_shape(self, shape: object) -> tuple[int, ...]:
+        """A shape from a request. Raises BadRequest unless it is a list of sizes from 1 that fits the port."""
+        if not isinstance(shape, list) or len(shape) > 64 or not all(type(size) is int for size in shape):
+            raise BadRequest(f"input {self.name!r} has {shape!r:.80} as its shape; expected a list of whole numbers")
+        fits = len(shape) == len(self.shape) and all(
+            size in (wanted, -1) for size, wanted in zip(self.shape, shape, strict=True)
+        )
+        if not fits or not all(0 < size < 2**40 for size in shape):
+            raise BadRequest(
+                f"input {self.name!r} has shape {shape!r:.120}; expected {list(self.shape)}, from 1 on where it says -1"
+            )
+        return tuple(shape)
+
+
+def read_blob(blob: memoryview, port: Port, shape: tuple[int, ...]) -> Array:
+    """The array of a binary blob, little-endian, row-major; it shares the blob's memory. Raises BadRequest."""
+    size = math.prod(shape) * port.dtype.itemsize
+    if len(blob) != size:
+        raise BadRequest(
+            f"input {port.name!r} has {len(blob)} bytes of binary data; "
+            f"expected {size} for {port.datatype} {list(shape)}"
+        )
+    if port.datatype == "BOOL" and np.frombuffer(blob, np.uint8).max(initial=0) > 1:
+        raise BadRequest(f"input {port.name!r} is BOOL and has a byte above 1; expected 0 or 1 in each")
+    found = np.frombuffer(blob, port.dtype).reshape(shape)
+    return found if found.flags.aligned else found.copy()
+
+
+def read_numbers(data: object, port: Port, shape: tuple[int, ...]) -> Array:
+    """The array of JSON numbers, flat in row-major order or nested as the shape says. Raises BadRequest."""
+    if not isinstance(data, list):
+        raise BadRequest(f"input {port.name!r} has data that is no list; expected a list of numbers")
+    flat = _flatten(data, port, shape) if data and isinstance(data[0], list) else data
+    count = math.prod(shape)
+    if len(flat) != count:
+        raise BadRequest(f"input {port.name!r} has {len(flat)} numbers; expected {count} for the shape {list(shape)}")
+    return _convert(flat, port).reshape(shape)
+
+
+def nested_shape(data: object) -> list[int]:
+    """The shape of a nested list, told from its first elements."""
+    shape = []
+    while isinstance(data, list):
+        shape.append(len(data))
+        data = data[0] if data else None
+    return shape
+
+
+def _flatten(data: list[Any], port: Port, shape: tuple[int, ...]) -> list[Any]:
+    level = data
+    for depth, size in enumerate(shape):
+        if depth and (set(map(type, level)) != {list} or set(map(len, level)) != {size}):
+            break
+        level = list(itertools.chain.from_iterable(level)) if depth else level
+    else:
+        if shape and len(data) == shape[0]:
+            return level
+    raise BadRequest(f"input {port.name!r} has data nested unlike its shape {list(shape)}; nest it so, or send it flat")
+
+
+def _convert(flat: Sequence[Any], port: Port) -> Array:
+    if port.datatype == "BOOL":
+        if not set(map(type, flat)) <= {bool}:
+            raise BadRequest(f"input {port.name!r} is BOOL; expected true and false alone")
+        return np.array(flat, port.dtype)
+    try:
+        numbers = np.asarray(array.array(_CODES[port.datatype], flat))
+    except (TypeError, OverflowError):
+        kind = "numbers" if port.dtype.kind == "f" else "whole numbers in its range"
+        raise BadRequest(f"input {port.name!r} is {port.datatype}; expected {kind}, and no null or text") from None
+    with np.errstate(over="ignore"):
+        converted = numbers.astype(port.dtype)
+    if port.dtype.kind == "f" and not np.isfinite(converted).all():
+        raise BadRequest(f"input {port.name!r} has a number beyond {port.datatype}; send smaller ones")
+    return converted
