@@ -48,11 +48,12 @@ def fold(
     if kind == "module":
         from bnfold.folding import torch_graph
 
-        if example_inputs is None or not isinstance(example_inputs, tuple):
-            found = "nothing" if example_inputs is None else type(example_inputs).__name__
+        given: object = example_inputs
+        if not isinstance(given, tuple):
+            found = "nothing" if given is None else type(given).__name__
             raise FoldError(f"folding a torch.nn.Module needs example_inputs, a tuple of its arguments; found {found}")
         return FoldResult(
-            *torch_graph.fold_module(source, example_inputs, dynamic_shapes=dynamic_shapes, keep=keep, moves=moves)
+            *torch_graph.fold_module(source, given, dynamic_shapes=dynamic_shapes, keep=keep, moves=moves)
         )
     if kind == "program":
         from bnfold.folding import torch_graph

@@ -41,7 +41,7 @@ def tensors_of(norm: Norm) -> dict[str, Array]:
         "beta": _values(statistics.beta),
         "mean": _values(statistics.mean),
         "variance": _values(statistics.variance),
-        "eps": np.float64(algebra.evaluate(statistics.eps).hi.reshape(())),
+        "eps": np.asarray(algebra.evaluate(statistics.eps).hi.reshape(())),
     }
 
 
