@@ -166,6 +166,7 @@ class Norm:
     means that scale and shift are scalars and fit any axis. `nodes` are the adapter's ids of the nodes that go away
     when the map is absorbed, in order. `steps` are those of a map written as add, sub, mul and div.
     `refusal`: it is not a fixed, finite affine map. `obstacle`: it is one, but may not be touched where it stands.
+    `parameters` are the values that it reads besides its input, where its statistics are computed and not stored.
     """
 
     id: str
@@ -181,6 +182,7 @@ class Norm:
     steps: tuple[Step, ...] = ()
     refusal: Reason | None = None
     obstacle: Reason | None = None
+    parameters: tuple[str, ...] = ()
 
     @property
     def is_elementwise(self) -> bool:
@@ -313,7 +315,13 @@ class Graph:
 
 def read_by(node: Node) -> tuple[str, ...]:
     """The values that a node reads."""
-    return node.inputs if isinstance(node, Opaque) else (node.input,)
+    match node:
+        case Opaque():
+            return node.inputs
+        case Norm():
+            return (node.input, *node.parameters)
+        case Linear():
+            return (node.input,)
 
 
 def written_by(node: Node) -> tuple[str, ...]:

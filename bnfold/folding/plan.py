@@ -37,9 +37,9 @@ def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[s
     pattern that fits no norm.
     """
     chosen = _chosen(moves)
-    start = _named_apart(refuse_unsound(graph))
+    start = refuse_unsound(graph)
     composed = _to_fixed_point(start, tuple(move for move in chosen if move.name == "compose_affine"))
-    kept = _keep(refuse_unsound(composed), keep)
+    kept = _keep(_named_apart(refuse_unsound(composed)), keep)
     current = _to_fixed_point(kept, chosen)
     linears = [node for node in current.nodes if isinstance(node, Linear) and node.absorbed]
     edits: list[Edit] = []
@@ -77,13 +77,17 @@ def _to_fixed_point(graph: Graph, moves: tuple[Move, ...]) -> Graph:
 
 def _named_apart(graph: Graph) -> Graph:
     """Give a norm that is applied several times a name of its own for each use ('bn', 'bn#2')."""
-    seen: dict[str, int] = {}
+    given = {norm.name for norm in graph.norms if norm.is_norm}
+    taken: set[str] = set()
     nodes = []
     for node in graph.nodes:
-        if isinstance(node, Norm) and not node.is_elementwise:
-            seen[node.name] = seen.get(node.name, 0) + 1
-            if seen[node.name] > 1:
-                node = dataclasses.replace(node, name=f"{node.name}#{seen[node.name]}")
+        if isinstance(node, Norm) and node.is_norm:
+            name, number = node.name, 1
+            while name in taken or (number > 1 and name in given):
+                number += 1
+                name = f"{node.name}#{number}"
+            taken.add(name)
+            node = dataclasses.replace(node, name=name)
         nodes.append(node)
     return graph.with_nodes(tuple(nodes))
 

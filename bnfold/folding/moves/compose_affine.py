@@ -20,18 +20,25 @@ LONGEST = 64  # steps; expressions are walked recursively, and no norm is writte
 
 
 def compose_affine(graph: Graph) -> Graph | None:
-    """Compose the first pair of maps that may be composed; None when there is none."""
-    pairs = [
-        (first, second)
-        for second in graph.norms
-        if isinstance(first := graph.producers.get(second.input), Norm) and _composable(graph, first, second)
-    ]
+    """Compose every map with the one before it where that may be done; None when there is no such pair."""
     # Elementwise steps first: a hand-written norm must be whole before a norm operator behind it is looked at.
-    pairs.sort(key=lambda pair: not pair[1].is_elementwise)
-    for first, second in pairs:
-        merged = _compose(first, second)
-        return graph.with_nodes(tuple(merged if n is second else n for n in graph.nodes if n is not first))
-    return None
+    return _pass(graph, elementwise=True) or _pass(graph, elementwise=False)
+
+
+def _pass(graph: Graph, *, elementwise: bool) -> Graph | None:
+    """One pass from front to back over the maps that are elementwise, or over those that are not."""
+    composed: dict[str, Norm] = {}  # by the id of the last map in it
+    gone: set[str] = set()
+    for second in graph.norms:
+        first = graph.producers.get(second.input)
+        if not isinstance(first, Norm) or second.is_elementwise != elementwise:
+            continue
+        first = composed.get(first.id, first)
+        if _composable(graph, first, second):
+            composed[second.id] = _compose(first, second)
+            gone.add(first.id)
+    nodes = tuple(composed.get(node.id, node) for node in graph.nodes if node.id not in gone)
+    return graph.with_nodes(nodes) if gone else None
 
 
 def _composable(graph: Graph, first: Norm, second: Norm) -> bool:

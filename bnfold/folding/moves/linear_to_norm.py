@@ -20,14 +20,20 @@ from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Linear, Norm, Opaque, Reas
 
 
 def linear_to_norm(graph: Graph) -> Graph | None:
-    """Let every linear absorb the norm right behind it where that is legal; None when nothing moves."""
+    """Let every linear absorb the norm right behind it where that is legal; None when nothing moves.
+
+    The pairs of one pass share no node and no value, so that none of them makes another one illegal.
+    """
+    absorbing: dict[str, Linear] = {}
+    absorbed: set[str] = set()
     for norm in graph.norms:
         linear = graph.producers.get(norm.input)
         if isinstance(linear, Linear) and norm.is_norm and obstacle(graph, norm) is None:
-            absorbing = dataclasses.replace(linear, output=norm.output, absorbed=(*linear.absorbed, norm))
-            nodes = tuple(absorbing if node is linear else node for node in graph.nodes if node is not norm)
-            return graph.with_nodes(nodes)
-    return None
+            absorbing[linear.id] = dataclasses.replace(linear, output=norm.output, absorbed=(*linear.absorbed, norm))
+            absorbed.add(norm.id)
+    if not absorbing:
+        return None
+    return graph.with_nodes(tuple(absorbing.get(node.id, node) for node in graph.nodes if node.id not in absorbed))
 
 
 def obstacle(graph: Graph, norm: Norm) -> Reason | None:

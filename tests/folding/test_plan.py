@@ -1,0 +1,516 @@
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from facts_networks import HELD, REFUSED, Network, networks
+from facts_oracle import agree, run, tensor
+from hypothesis import HealthCheck, given, settings
+
+from bnfold.errors import FoldError
+from bnfold.folding.edits import Bypass, SetWeights
+from bnfold.folding.facts import Graph, Linear, Norm, Reason
+from bnfold.folding.plan import make_plan
+
+# Each file of a move is called as the function in it, which hides it from an ordinary import.
+compose_module = sys.modules["bnfold.folding.moves.compose_affine"]
+fold_module = sys.modules["bnfold.folding.moves.linear_to_norm"]
+planner = sys.modules["bnfold.folding.plan"]
+
+
+def folds_exactly(net: Network, graph: Graph, **given: Any) -> bool:
+    """True when the graph gives the same outputs with the edits of its plan as without."""
+    plan = make_plan(graph, **given)
+    return agree(run(graph, net.inputs()), run(graph, net.inputs(), plan.edits))
+
+
+def rows(graph: Graph, **given: Any) -> dict[str, tuple[str, str]]:
+    return {row.name: (row.outcome, row.reason) for row in make_plan(graph, **given).report.norms}
+
+
+# ---------------------------------------------------------------------------------- random networks
+
+
+@settings(max_examples=500, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(networks())
+def test_no_plan_changes_what_a_random_network_computes(made):
+    net, graph = made
+    plan = make_plan(graph)
+    assert agree(run(graph, net.inputs()), run(graph, net.inputs(), plan.edits))
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(networks())
+def test_every_norm_has_one_row_and_every_folded_one_is_absorbed_once(made):
+    _, graph = made
+    plan = make_plan(graph)
+    absorbed = [norm.id for edit in plan.edits if isinstance(edit, SetWeights) for norm in edit.absorbed]
+    bypassed = [edit.norm.id for edit in plan.edits if isinstance(edit, Bypass)]
+    assert sorted(absorbed) == sorted(bypassed)
+    assert len(set(absorbed)) == len(absorbed)
+    assert [norm.name for norm in plan.norms] == [row.name for row in plan.report.norms]
+    folded = [norm.id for norm, row in zip(plan.norms, plan.report.norms, strict=True) if row.outcome == "folded"]
+    assert sorted(folded) == sorted(absorbed)
+    for row in plan.report.norms:
+        assert (row.reason == "") == (row.outcome == "folded")
+        assert (row.target == "") == (row.outcome != "folded")
+        assert row.detail
+    operators = [node.id for node in graph.nodes if isinstance(node, Norm) and not node.is_elementwise]
+    assert set(operators) <= {norm.id for norm in plan.norms}, "a norm operator never loses its row"
+    linears = [edit.linear.id for edit in plan.edits if isinstance(edit, SetWeights)]
+    assert len(set(linears)) == len(linears), "a linear is rounded once"
+
+
+def test_random_networks_are_worth_the_name():
+    """Negative control of the two above: the strategy reaches folds, refusals and the reasons that matter."""
+    seen: set[str] = set()
+
+    @settings(max_examples=300, suppress_health_check=list(HealthCheck), database=None)
+    @given(networks())
+    def look(made):
+        for row in make_plan(made[1]).report.norms:
+            seen.add(row.reason or row.outcome)
+
+    look()
+    wanted = {"folded", "OTHER_READER", "SHARED_WEIGHT", "AXIS_MISMATCH", "AXIS_UNKNOWN", "NO_LINEAR_BEFORE"}
+    assert wanted | {"TRAINING_MODE", "INSIDE_SUBGRAPH"} <= seen
+
+
+def breaking(change: Callable[[SetWeights], Any]) -> Callable[[Network, Graph], bool]:
+    def broken(net: Network, graph: Graph) -> bool:
+        edits = tuple(change(e) if isinstance(e, SetWeights) else e for e in make_plan(graph).edits)
+        return agree(run(graph, net.inputs()), run(graph, net.inputs(), edits))
+
+    return broken
+
+
+class OneWeightOff(SetWeights):
+    def weight(self) -> Any:
+        found = super().weight().copy()
+        found.reshape(found.shape[0], -1)[0] *= 1.0 + 1e-6
+        return found
+
+
+class OneBiasOff(SetWeights):
+    def bias(self) -> Any:
+        found = super().bias().copy()
+        found[-1] += 1e-6
+        return found
+
+
+@pytest.mark.parametrize("change", [OneWeightOff, OneBiasOff])
+def test_one_broken_channel_is_seen(change):
+    net = Network(seed=4)
+    graph = net.graph(net.bn(net.conv("x"), gamma=[1.5, -0.5, 0.7]))
+    assert folds_exactly(net, graph)
+    assert not breaking(lambda e: change(e.linear, e.map, e.absorbed))(net, graph)
+
+
+# ---------------------------------------------------------------------------------- what must fold
+
+MUST_FOLD: dict[str, Callable[[Network], str]] = {
+    "conv": lambda n: n.bn(n.conv("x")),
+    "conv without bias": lambda n: n.bn(n.conv("x", bias=False)),
+    "grouped": lambda n: n.bn(n.conv("x", 6, groups=3)),
+    "transposed": lambda n: n.bn(n.conv("x", 6, transposed=True)),
+    "transposed, grouped": lambda n: n.bn(n.conv("x", 6, transposed=True, groups=3)),
+    "transposed, in equals out": lambda n: n.bn(n.conv("x", 3, transposed=True)),
+    "alpha and beta": lambda n: n.bn(n.conv("x", alpha=-0.3, beta=2.5)),
+    "two norms in a row": lambda n: n.bn(n.bn(n.conv("x"))),
+    "five norms in a row": lambda n: n.bn(n.bn(n.bn(n.bn(n.bn(n.conv("x")))))),
+    "hand-written chain": lambda n: n.step(n.step(n.step(n.step(n.conv("x"), "sub", 1), "div", 1), "mul", 1), "add", 1),
+    "chain over the last axis": lambda n: n.step(n.step(n.dense("x"), "sub", 2), "mul", 2),
+    "bias as an addition": lambda n: n.bn(n.step(n.conv("x", bias=False), "add", 1)),
+    "scalar steps": lambda n: n.step(n.step(n.conv("x"), "div", None, 0.7), "add", None, -3.0),
+    "norm, then a chain, then a norm": lambda n: n.bn(n.step(n.step(n.bn(n.conv("x")), "mul", 1), "add", 1)),
+    "a gamma of zeros": lambda n: n.bn(n.conv("x"), gamma=[0.0, 0.0, 0.0]),
+    "eps zero": lambda n: n.bn(n.conv("x"), eps=0.0),
+    "tiny variance": lambda n: n.bn(n.conv("x"), variance=[1e-30, 2.0, 1e-8], eps=0.0),
+}
+
+
+@pytest.mark.parametrize("name", MUST_FOLD)
+def test_folds_completely_and_exactly(name):
+    net = Network(seed=11)
+    graph = net.graph(MUST_FOLD[name](net))
+    assert {outcome for outcome, _ in rows(graph).values()} == {"folded"}
+    assert folds_exactly(net, graph)
+
+
+def test_a_chain_of_elementwise_steps_is_one_row_and_a_bias_alone_is_none():
+    net = Network()
+    out = net.opaque("Tanh", net.step(net.conv("x"), "add", 1))
+    assert rows(net.graph(out)) == {}
+    for kind in ("sub", "div", "mul", "add"):
+        out = net.step(out, kind, 1)
+    assert len(rows(net.graph(out))) == 1
+
+
+# ---------------------------------------------------------------------------------- each condition
+
+
+def other_node(net: Network) -> tuple[str, ...]:
+    c = net.conv("x")
+    return net.bn(c), net.opaque("Tanh", c)
+
+
+def graph_output(net: Network) -> tuple[str, ...]:
+    c = net.conv("x")
+    return net.bn(c), c
+
+
+def two_norms_of_one_linear(net: Network) -> tuple[str, ...]:
+    c = net.conv("x")
+    return net.bn(c), net.bn(c)
+
+
+def computed_statistics_of_another_norm(net: Network) -> tuple[str, ...]:
+    c = net.conv("x")
+    return net.bn(c), net.bn("x", parameters=(c,), refusal=REFUSED)
+
+
+def shared_weight(net: Network) -> tuple[str, ...]:
+    c = net.conv("x")
+    weight = net.weights()[0][1]
+    return net.bn(c), net.opaque("Tanh", net.conv("x", weight=weight))
+
+
+def other_axis(net: Network) -> tuple[str, ...]:
+    return (net.bn(net.dense("x")),)  # (N, C, L) over L, then over C, where L = C
+
+
+def other_axis_of_a_chain(net: Network) -> tuple[str, ...]:
+    return (net.step(net.step(net.conv("x"), "mul", 2), "add", 2),)
+
+
+def unknown_axis(net: Network) -> tuple[str, ...]:
+    return (net.bn(net.dense("x", axis=None)),)
+
+
+def held(net: Network) -> tuple[str, ...]:
+    return (net.opaque("Tanh", net.bn(net.conv("x"), obstacle=HELD)),)
+
+
+def refused(net: Network) -> tuple[str, ...]:
+    return (net.bn(net.conv("x"), refusal=REFUSED),)
+
+
+def nothing_linear(net: Network) -> tuple[str, ...]:
+    return (net.bn(net.opaque("Tanh", net.conv("x"))),)
+
+
+def input_of_the_graph(net: Network) -> tuple[str, ...]:
+    return (net.bn("x"),)
+
+
+CONDITIONS = {
+    "OTHER_READER node": (other_node, "_reader_obstacle"),
+    "OTHER_READER output": (graph_output, "_reader_obstacle"),
+    "OTHER_READER norms": (two_norms_of_one_linear, "_reader_obstacle"),
+    "OTHER_READER parameters": (computed_statistics_of_another_norm, "_reader_obstacle"),
+    "SHARED_WEIGHT": (shared_weight, "_reader_obstacle"),
+    "AXIS_MISMATCH": (other_axis, "_axis_obstacle"),
+    "AXIS_MISMATCH chain": (other_axis_of_a_chain, "_axis_obstacle"),
+    "AXIS_UNKNOWN": (unknown_axis, "_axis_obstacle"),
+}
+
+
+@pytest.mark.parametrize("case", CONDITIONS)
+def test_keeps_a_norm_that_a_fold_would_get_wrong(case, monkeypatch):
+    """With the reason; and without the condition the same network comes out wrong."""
+    build, condition = CONDITIONS[case]
+    net = Network(seed=2)
+    graph = net.graph(*build(net))
+    found = {code for outcome, code in rows(graph).values() if outcome == "kept"}
+    assert case.split()[0] in found
+    assert not any(isinstance(edit, SetWeights) for edit in make_plan(graph).edits)
+    monkeypatch.setattr(fold_module, condition, lambda *_: None)
+    assert not folds_exactly(net, graph)
+
+
+@pytest.mark.parametrize(
+    ("build", "outcome", "code"),
+    [
+        (held, "kept", "INSIDE_SUBGRAPH"),
+        (refused, "refused", "TRAINING_MODE"),
+        (nothing_linear, "kept", "NO_LINEAR_BEFORE"),
+        (input_of_the_graph, "kept", "NO_LINEAR_BEFORE"),
+    ],
+)
+def test_leaves_a_norm_where_it_stands(build, outcome, code):
+    net = Network(seed=2)
+    graph = net.graph(*build(net))
+    assert set(rows(graph).values()) == {(outcome, code)}
+    assert make_plan(graph).edits == ()
+
+
+def test_without_the_refusal_of_a_norm_in_training_mode_the_outputs_change():
+    net = Network(seed=2)
+    graph = net.graph(*refused(net))
+    blind = graph.with_nodes(
+        tuple(dataclasses.replace(n, refusal=None) if isinstance(n, Norm) else n for n in graph.nodes)
+    )
+    edits = make_plan(blind).edits
+    assert edits
+    assert not agree(run(graph, net.inputs()), run(graph, net.inputs(), edits))
+
+
+def inner_step_is_output(net: Network) -> tuple[str, ...]:
+    middle = net.step(net.conv("x"), "mul", 1)
+    return net.step(middle, "add", 1), middle
+
+
+def inner_step_has_reader(net: Network) -> tuple[str, ...]:
+    middle = net.step(net.conv("x"), "mul", 1)
+    return net.step(middle, "add", 1), net.opaque("Tanh", middle)
+
+
+def steps_over_two_axes(net: Network) -> tuple[str, ...]:
+    return (net.step(net.step(net.conv("x"), "mul", 1), "add", 2),)
+
+
+def inner_step_held(net: Network) -> tuple[str, ...]:
+    return (net.step(net.step(net.conv("x"), "mul", 1, refusal=REFUSED), "add", 1),)
+
+
+def composable_without(condition: str) -> Callable[[Graph, Norm, Norm], bool]:
+    """The condition of the composition with one side of it dropped."""
+    readers, axis, soundness = (condition != name for name in ("readers", "axis", "soundness"))
+
+    def composable(graph: Graph, first: Norm, second: Norm) -> bool:
+        return (
+            first.is_elementwise
+            and second.is_elementwise
+            and (not readers or graph.readers[first.output] == (second.id,))
+            and (not axis or first.axis == second.axis)
+            and (not soundness or not any((first.refusal, second.refusal, first.obstacle, second.obstacle)))
+        )
+
+    return composable
+
+
+@pytest.mark.parametrize(
+    ("build", "condition"),
+    [
+        (inner_step_is_output, "readers"),
+        (inner_step_has_reader, "readers"),
+        (steps_over_two_axes, "axis"),
+        (inner_step_held, "soundness"),
+    ],
+)
+def test_composes_no_steps_where_that_would_be_wrong(build, condition, monkeypatch):
+    net = Network(seed=6)
+    graph = net.graph(*build(net))
+    assert folds_exactly(net, graph)
+    monkeypatch.setattr(compose_module, "_composable", composable_without("none of them"))
+    assert folds_exactly(net, graph), "the copy of the condition with nothing dropped must hold"
+    monkeypatch.setattr(compose_module, "_composable", composable_without(condition))
+    with contextlib.suppress(KeyError):  # the value that somebody else reads may be gone altogether
+        assert not folds_exactly(net, graph)
+
+
+# ---------------------------------------------------------------------------------- numbers that cannot be folded
+
+
+@pytest.mark.parametrize(
+    ("given_", "code"),
+    [
+        ({"variance": [1.0, np.nan, 1.0]}, "NON_FINITE_STATISTICS"),
+        ({"variance": [1.0, np.inf, 1.0]}, "NON_FINITE_STATISTICS"),
+        ({"mean": [np.inf, 0.0, 1.0]}, "NON_FINITE_STATISTICS"),
+        ({"gamma": [np.nan, 0.0, 1.0]}, "NON_FINITE_STATISTICS"),
+        ({"beta": [1.0, 0.0, -np.inf]}, "NON_FINITE_STATISTICS"),
+        ({"eps": float("nan")}, "NON_FINITE_STATISTICS"),
+        ({"variance": [1.0, -1e-9, 1.0]}, "NEGATIVE_VARIANCE"),
+        ({"variance": [1.0, 0.0, 1.0], "eps": 0.0}, "NON_FINITE_FOLD"),
+        ({"variance": [1.0, 0.0, 1.0], "eps": 0.0, "gamma": [1.0, 0.0, 1.0]}, "NON_FINITE_FOLD"),
+        ({"variance": [1.0, 1e-4, 1.0], "eps": -1e-3}, "NON_FINITE_FOLD"),
+    ],
+)
+def test_refuses_statistics_that_are_no_finite_map(given_, code):
+    net = Network()
+    graph = net.graph(net.bn(net.conv("x"), **given_))
+    assert list(rows(graph).values()) == [("refused", code)]
+    assert make_plan(graph).edits == ()
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_refuses_a_chain_that_divides_by_nothing(value):
+    net = Network()
+    graph = net.graph(net.step(net.step(net.conv("x"), "div", 1, [1.0, value, 2.0]), "add", 1))
+    assert ("refused", "NON_FINITE_FOLD") in rows(graph).values()
+    assert make_plan(graph).edits == ()
+
+
+def narrow(dtype: str, weight: float, bias: float | None, gamma: float, shift: float = 0.0) -> Graph:
+    """A dense layer (1, 1) with a norm of scale gamma and the given shift."""
+    net = Network(channels=1, length=1)
+    stored = tensor("w", np.asarray([[weight]], dtype))
+    out = net.bn(net.conv("x"), gamma=[gamma], beta=[shift], mean=[0.0], variance=[1.0], eps=0.0)
+    linear = net.nodes[0]
+    assert isinstance(linear, Linear)
+    own = None if bias is None else tensor("b", np.asarray([bias], dtype))
+    net.nodes[0] = dataclasses.replace(linear, weight=stored, bias=own, out_first=True)
+    return net.graph(out)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "weight", "bias", "gamma", "shift", "folds"),
+    [
+        ("float16", 60000.0, None, 1.0, 0.0, True),
+        ("float16", 65504.0, 1.0, 1.0, 0.0, True),
+        ("float16", 65504.0, 1.0, 1.001, 0.0, False),
+        ("float16", 6e-8, 1.0, 1e6, 0.0, False),
+        ("float16", 1.0, 300.0, 300.0, 0.0, False),
+        ("float16", 1.0, None, 1.0, 70000.0, False),
+        ("float16", 0.0, 0.0, 1e300, 0.0, True),
+        ("float32", 1e30, 1.0, 1e8, 0.0, True),
+        ("float32", 1e30, 1.0, -1e9, 0.0, False),
+        ("float32", 1.0, None, 1.0, -1e39, False),
+        ("float64", 1e200, 1.0, 1e108, 0.0, True),
+        ("float64", 1e200, 1.0, 1e109, 0.0, False),
+        ("float64", 1e301, 1.0, 1e-5, 0.0, True),
+        ("float32", np.nan, 1.0, 1.0, 0.0, False),
+        ("float32", np.inf, 1.0, 1.0, 0.0, False),
+        ("float32", 1.0, np.nan, 1.0, 0.0, False),
+    ],
+)
+def test_folds_only_what_stays_in_the_range_of_the_weights(dtype, weight, bias, gamma, shift, folds):
+    graph = narrow(dtype, weight, bias, gamma, shift)
+    plan = make_plan(graph)
+    found = list(rows(graph).values())
+    if not folds:
+        assert found == [("kept", "OVERFLOW")]
+        return
+    assert found == [("folded", "")]
+    edit = plan.edits[0]
+    assert isinstance(edit, SetWeights)
+    assert np.isfinite(edit.weight()).all()
+    assert np.isfinite(edit.bias()).all()
+    assert edit.weight().dtype == edit.bias().dtype == dtype
+
+
+def test_the_second_of_two_norms_is_kept_when_only_it_overflows():
+    net = Network(channels=1, length=1)
+    first = net.bn(net.conv("x"), gamma=[100.0], mean=[0.0], beta=[1.0], variance=[1.0], eps=0.0)
+    out = net.bn(first, gamma=[1000.0], mean=[0.0], beta=[1.0], variance=[1.0], eps=0.0)
+    linear = net.nodes[0]
+    assert isinstance(linear, Linear)
+    net.nodes[0] = dataclasses.replace(linear, weight=tensor("w", np.ones((1, 1, 3), np.float16)), bias=None)
+    assert list(rows(net.graph(out)).values()) == [("folded", ""), ("kept", "OVERFLOW")]
+
+
+@pytest.mark.parametrize(("weight", "bias"), [("int32", "int32"), ("float32", "float16"), ("float64", "float32")])
+def test_keeps_a_norm_behind_weights_of_other_or_mixed_dtypes(weight, bias):
+    net = Network()
+    out = net.bn(net.conv("x"))
+    linear = net.nodes[0]
+    assert isinstance(linear, Linear)
+    net.nodes[0] = dataclasses.replace(
+        linear, weight=tensor("w", np.ones((3, 3, 3), weight)), bias=tensor("b", np.ones(3, bias))
+    )
+    assert list(rows(net.graph(out)).values()) == [("kept", "DTYPE")]
+
+
+def test_keeps_a_norm_of_another_number_of_channels():
+    net = Network()
+    c = net.conv("x")
+    net.shapes[c] = (4, 3)
+    assert list(rows(net.graph(net.bn(c))).values()) == [("kept", "AXIS_MISMATCH")]
+
+
+# ---------------------------------------------------------------------------------- names, keep, moves
+
+
+def chain_of(net: Network, count: int) -> str:
+    out = "x"
+    for at in range(count):
+        out = net.opaque("Tanh", net.bn(net.conv(out), name=f"block{at}.bn"))
+    return out
+
+
+def test_keeps_what_was_asked_for_by_name_or_pattern():
+    net = Network()
+    graph = net.graph(chain_of(net, 3))
+    assert rows(graph, keep=["block1.bn"])["block1.bn"] == ("kept", "KEEP_ASKED")
+    assert rows(graph, keep=["block1.bn"])["block0.bn"] == ("folded", "")
+    assert {code for _, code in rows(graph, keep=["block*"]).values()} == {"KEEP_ASKED"}
+    assert folds_exactly(net, graph, keep=["block1.bn"])
+    with pytest.raises(FoldError, match=r"no norm is called 'block9\.bn'"):
+        make_plan(graph, keep=["block9.bn"])
+
+
+def test_a_norm_applied_twice_has_two_names_and_each_can_be_kept():
+    net = Network()
+    graph = net.graph(net.bn(net.conv("x"), name="bn"), net.bn(net.conv("x"), name="bn"))
+    assert set(rows(graph)) == {"bn", "bn#2"}
+    assert rows(graph, keep=["bn#2"]) == {"bn": ("folded", ""), "bn#2": ("kept", "KEEP_ASKED")}
+
+
+def test_names_of_rows_are_never_the_same():
+    net = Network()
+    outs = [net.bn(net.conv("x"), name=name) for name in ("bn", "bn#2", "bn", "bn")]
+    outs += [net.step(net.step(net.conv("x"), "mul", 1, name="own"), "add", 1, name="own") for _ in range(2)]
+    names = [row.name for row in make_plan(net.graph(*outs)).report.norms]
+    assert len(set(names)) == len(names) == 6
+    assert {"bn", "bn#2", "own"} <= set(names)
+
+
+def test_moves_are_chosen_by_name():
+    net = Network()
+    graph = net.graph(net.bn(net.conv("x"), name="bn"))
+    assert rows(graph, moves="all") == rows(graph, moves=["linear_to_norm"]) == {"bn": ("folded", "")}
+    assert rows(graph, moves="compose_affine") == rows(graph, moves=[]) == {"bn": ("kept", "MOVE_NOT_CHOSEN")}
+    with pytest.raises(FoldError, match="move 'fold_all' is not known"):
+        make_plan(graph, moves=["fold_all"])
+
+
+@pytest.mark.parametrize("moves", [["linear_to_norm"], ["compose_affine"], [], ["linear_to_norm", "compose_affine"]])
+def test_every_choice_of_moves_is_exact(moves):
+    net = Network(seed=8)
+    out = net.conv("x")
+    for kind in ("sub", "div", "mul", "add"):
+        out = net.step(out, kind, 1)
+    graph = net.graph(net.bn(net.conv(net.bn(net.step(out, "add", 1)))))
+    assert folds_exactly(net, graph, moves=moves)
+
+
+def test_a_linear_that_was_no_fact_says_why():
+    net = Network()
+    why = Reason("COMPUTED_WEIGHT", "the weight of Conv 'c' is computed, not a stored constant")
+    graph = net.graph(net.bn(net.opaque("Tanh", "x", why=why)))
+    assert list(rows(graph).values()) == [("kept", "COMPUTED_WEIGHT")]
+
+
+def test_the_plan_leaves_the_facts_as_they_were():
+    net = Network()
+    graph = net.graph(chain_of(net, 3))
+    before = repr(graph)
+    weights = [weight.load().copy() for _, weight in net.weights()]
+    for edit in make_plan(graph).edits:
+        if isinstance(edit, SetWeights):
+            edit.weight(), edit.bias()
+    assert repr(graph) == before
+    assert all(np.array_equal(a, w.load()) for a, (_, w) in zip(weights, net.weights(), strict=True))
+
+
+def test_a_plan_looks_at_a_long_network_a_few_times_and_not_at_every_step_anew(monkeypatch):
+    """The work grows with the length of the network, not with its square: counted, not timed."""
+    calls = 0
+    original = fold_module.obstacle
+
+    def counted(*args: Any) -> Reason | None:
+        nonlocal calls
+        calls += 1
+        return original(*args)
+
+    monkeypatch.setattr(fold_module, "obstacle", counted)
+    monkeypatch.setattr(planner, "obstacle", counted)
+    net = Network()
+    make_plan(net.graph(chain_of(net, 150)))
+    assert calls < 150 * 6
