@@ -156,7 +156,11 @@ def _check(proto: onnx.ModelProto, example_inputs: tuple[Any, ...], label: str, 
         if dynamic_batch:
             runtime.run(session, {value.name: _twice(value, feeds[value.name]) for value in proto.graph.input})
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, BnfoldError, ValueError) as problem:
-        raise ExportError(f"the ONNX graph of {label} does not run: {first_line(problem)}") from problem
+        said = str(problem) if isinstance(problem, BnfoldError) else first_line(problem)
+        raise ExportError(
+            f"the ONNX graph of {label} does not run: {said}; expected operators and dtypes that ONNX Runtime has on "
+            "the CPU (float32, for one, so try module.float())"
+        ) from problem
 
 
 def _twice(value: onnx.ValueInfoProto, array: Array) -> Array:

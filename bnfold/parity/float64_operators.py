@@ -223,4 +223,28 @@ class AveragePool(OpRun):
         return (place.view(x, 0.0).sum(axis=axes) / count,)
 
 
-OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool)
+class Gelu(OpRun):
+    """Gelu-20, by its formula: the function body of the schema spells sqrt(2) and pi out as float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, approximate: str | bytes | None = None) -> tuple[Array]:
+        if approximate in ("tanh", b"tanh"):
+            inner = np.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3))
+        else:
+            inner = np.asarray(_erf(x / math.sqrt(2.0)), x.dtype)
+        return (0.5 * x * (1.0 + inner),)
+
+
+class HardSwish(OpRun):
+    """HardSwish-14, by its formula: the function body of the schema has 1/6 as float32."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),)
+
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish)
