@@ -127,6 +127,15 @@ def test_a_file_that_changes_after_loading_is_not_given_out(folder: Path) -> Non
         bundle.read("../secret")
 
 
+def test_a_link_put_there_after_loading_is_not_followed(folder: Path) -> None:
+    bundle = load_bundle(folder)
+    moved = folder.parent / "moved"
+    bundle.model_path.rename(moved)
+    bundle.model_path.symlink_to(moved)
+    with pytest.raises(BundleError, match=r"model\.onnx cannot be read"):
+        bundle.read("model.onnx")
+
+
 # Folders
 
 
