@@ -138,7 +138,7 @@ class Fields:
 
 
 def _bad(what: str, found: str, expected: str) -> BundleError:
-    return BundleError(f"{what} {found}; expected {expected}; correct it, or build the bundle again")
+    return BundleError(f"{what} {found}; expected {expected}; correct it, or have it written again")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

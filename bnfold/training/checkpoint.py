@@ -125,7 +125,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     except OSError as problem:
         raise DataError(f"{folder / META} cannot be read: {problem}") from None
     except BundleError as problem:
-        raise DataError(str(problem).partition("; build the bundle")[0] + "; train the network again") from None
+        raise DataError(str(problem)) from None
     return Checkpoint(folder, document)
 
 

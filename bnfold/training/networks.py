@@ -25,7 +25,8 @@ class MLP(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Flatten, features, head."""
-        return self.head(self.features(x.flatten(1)))
+        logits: torch.Tensor = self.head(self.features(x.flatten(1)))
+        return logits
 
 
 class PlainCNN(nn.Module):
@@ -47,7 +48,8 @@ class PlainCNN(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Features, global mean, head."""
-        return self.head(self.features(x).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.features(x).mean((2, 3)))
+        return logits
 
 
 class Block(nn.Module):
@@ -93,7 +95,8 @@ class ResNet(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Stem, stages, global mean, head."""
-        return self.head(self.stages(self.stem(x)).mean((2, 3)))
+        logits: torch.Tensor = self.head(self.stages(self.stem(x)).mean((2, 3)))
+        return logits
 
 
 def _mlp(shape: tuple[int, ...], classes: int, *, widths: Sequence[int], blocks: int) -> nn.Module:  # noqa: ARG001

@@ -160,7 +160,8 @@ class _Table:
         for key in self._values:
             if key not in known:
                 raise DataError(
-                    f"the recipe {self._file} has the unknown key '{self._prefix}{key}'; known here are {', '.join(known)}"
+                    f"the recipe {self._file} has the unknown key '{self._prefix}{key}'; "
+                    f"known here are {', '.join(known)}"
                 )
 
     def table(self, key: str, known: Iterable[str]) -> _Table:

@@ -1,0 +1,127 @@
+"""From a recipe to a checkpoint."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from bnfold.errors import DataError
+from bnfold.training import Checkpoint, train
+from bnfold.training.datasets import load_dataset
+from bnfold.training.loop import _batches, _shifted
+
+
+def test_training_learns(checkpoint: Checkpoint) -> None:
+    """Four epochs of a tiny network: far from done, far above the 10% of guessing."""
+    assert checkpoint.meta["metrics"]["held_out_accuracy"] > 0.5
+    assert checkpoint.meta["metrics"]["train_loss"] < np.log(10)
+
+
+def test_the_recorded_accuracy_is_that_of_the_stored_weights(checkpoint: Checkpoint) -> None:
+    images, classes = checkpoint.held_out()
+    with torch.no_grad():
+        answers = checkpoint.module()(torch.from_numpy(images)).argmax(1).numpy()
+    assert (answers == classes).mean() == pytest.approx(checkpoint.meta["metrics"]["held_out_accuracy"], abs=1e-12)
+
+
+def test_the_statistics_of_the_norms_are_trained(checkpoint: Checkpoint) -> None:
+    state = load_file(checkpoint.path / "weights.safetensors")
+    for name in ("features.1", "features.4"):
+        assert (state[f"{name}.running_mean"] != 0).all()
+        assert (state[f"{name}.running_var"] != 1).all()
+        assert (state[f"{name}.weight"] != 1).any()
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Path, checkpoint: Checkpoint) -> None:
+    again = train(recipe, output=recipe.parent / "again")
+    other = train(recipe, output=recipe.parent / "other", overrides=["seed=1"])
+    states = [load_file(item.path / "weights.safetensors") for item in (checkpoint, again, other)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not all(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_training_leaves_the_global_generator_and_thread_count_alone(recipe: Path, tmp_path: Path) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    threads = torch.get_num_threads()
+    train(recipe, output=tmp_path / "run", overrides=["train.epochs=1"])
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_history_and_picture_are_written(checkpoint: Checkpoint) -> None:
+    with (checkpoint.path / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
+    assert float(rows[-1]["held_out_accuracy"]) == pytest.approx(
+        checkpoint.meta["metrics"]["held_out_accuracy"], abs=1e-5
+    )
+    with Image.open(checkpoint.path / "curves.png") as picture:
+        assert picture.width > 500
+
+
+def test_progress_has_a_line_an_epoch(recipe: Path, tmp_path: Path) -> None:
+    lines: list[str] = []
+    train(recipe, output=tmp_path / "run", overrides=["train.epochs=3"], progress=lines.append)
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+
+
+@pytest.mark.parametrize("kind", ["mlp", "resnet"])
+def test_every_network_trains(recipe: Path, tmp_path: Path, kind: str) -> None:
+    made = train(recipe, output=tmp_path / "run", overrides=[f"network.kind={kind}", "train.epochs=1"])
+    assert made.module()(torch.zeros(3, 1, 8, 8)).shape == (3, 10)
+
+
+def test_runs_are_counted_up(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [train(recipe, overrides=["train.epochs=1"]).path for _ in range(2)]
+    assert made == [Path("runs/quick/1"), Path("runs/quick/2")]
+
+
+def test_an_existing_folder_is_not_overwritten(recipe: Path, checkpoint: Checkpoint) -> None:
+    before = (checkpoint.path / "weights.safetensors").read_bytes()
+    with pytest.raises(DataError, match="exists"):
+        train(recipe, output=checkpoint.path)
+    assert (checkpoint.path / "weights.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_without_a_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the loss became"):
+        train(recipe, output=tmp_path / "run", overrides=["optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_cuda_without_a_device_is_one_sentence(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="finds no CUDA device"):
+        train(recipe, output=tmp_path / "run", device="cuda")
+
+
+def test_held_out_samples_are_every_fifth_and_not_trained_on() -> None:
+    data = load_dataset("digits")
+    assert data.held_out.sum() == 359
+    assert np.flatnonzero(data.held_out)[:3].tolist() == [4, 9, 14]
+    assert len(data.training_part()[0]) + len(data.held_out_part()[0]) == 1797
+    assert set(np.unique(data.held_out_part()[1])) == set(range(10))
+
+
+def test_no_batch_has_a_single_sample() -> None:
+    assert [batch.stop - batch.start for batch in _batches(65, 32)] == [32, 33]
+    assert [batch.stop - batch.start for batch in _batches(66, 32)] == [32, 32, 2]
+
+
+def test_shifting_moves_an_image_and_brings_in_zeros() -> None:
+    images = torch.arange(1.0, 10).reshape(1, 1, 3, 3).repeat(200, 1, 1, 1)
+    moved = _shifted(images, 1, torch.Generator().manual_seed(0))
+    found = {tuple(row) for row in moved.reshape(200, -1).tolist()}
+    assert len(found) == 9
+    assert tuple(range(1, 10)) in found, "no shift"
+    assert (5, 6, 0, 8, 9, 0, 0, 0, 0) in found, "up and left by one"
+    assert _shifted(images, 0, torch.Generator()) is images
