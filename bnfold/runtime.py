@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +19,8 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_ONLY_ERRORS = 3  # ONNX Runtime's severity scale: 0 verbose .. 4 fatal
+# ONNX Runtime's severity scale: 0 verbose .. 4 fatal; warnings are its default.
+_WARNINGS, _ONLY_ERRORS, _SILENT = 2, 3, 4
 
 
 def check_install() -> None:
@@ -85,27 +88,40 @@ def _options(ort: Any, optimise: bool, threads: int) -> Any:
 
 def _open_cuda(ort: Any, source: bytes | str, optimise: bool, threads: int, *, required: bool) -> Any:
     options = _options(ort, optimise, threads)
-    options.log_severity_level = 4  # a missing driver is reported below, in one sentence
+    options.log_severity_level = _SILENT  # a missing driver is reported below, in one sentence
     providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         reason = "this build of ONNX Runtime has no CUDA provider"
     else:
+        missing = _preload_cuda(ort)
+        # The runtime logs the failure in eight lines before any session has its own severity.
+        ort.set_default_logger_severity(_SILENT)
         try:
-            if hasattr(ort, "preload_dlls"):
-                ort.preload_dlls()
             session = ort.InferenceSession(source, options, providers=providers)
         except Exception as problem:
             reason = _first_line(problem)
         else:
             if "CUDAExecutionProvider" in session.get_providers():
                 return session
-            reason = f"the session came up on {', '.join(session.get_providers())}"
+            reason = missing or f"the session came up on {', '.join(session.get_providers())}"
+        finally:
+            ort.set_default_logger_severity(_WARNINGS)
     if required:
         raise BnfoldError(
             f"device 'cuda' was asked for, but CUDA did not start ({reason}); "
             "install the extra `cuda` and a driver, or use --device cpu"
         )
     return None
+
+
+def _preload_cuda(ort: Any) -> str:
+    """Load the CUDA and cuDNN libraries of the extra `cuda`; gives what was said of the first one that is missing."""
+    if not hasattr(ort, "preload_dlls"):
+        return ""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):  # it prints, one line a library
+        ort.preload_dlls()
+    return said.getvalue().strip().partition("\n")[0][:300]
 
 
 def _first_line(problem: BaseException) -> str:
