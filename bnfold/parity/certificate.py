@@ -8,14 +8,14 @@ what the fold leaves. Numbers: |shipped - exact| <= 0.5 ulp for every element of
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.errors import FoldError, ParityError
+from bnfold.errors import ParityError
 from bnfold.folding.edits import Edit, SetWeights
 from bnfold.folding.facts import Array, Linear, Norm
 from bnfold.folding.onnx_edits import FoldMap
@@ -114,13 +114,8 @@ class Certificate:
         return {"tensors": rows, "structure": list(self.structure)}
 
 
-def certify(reference: ir.Model, folded: ir.Model, report: FoldReport | Mapping[str, Any] | None = None) -> Certificate:
-    """Certify a folded model against its reference.
-
-    report: the fold report that came with it; the norms that it calls folded are those that must be gone, all others
-    those that must be there. None: every norm that can be folded must be. Neither model is changed.
-    """
-    expectation = expect(reference, report)
+def certify(expectation: Expectation, folded: ir.Model) -> Certificate:
+    """Certify a folded model against what `expect` makes of its reference. The model is not changed."""
     names = [name for site in expectation.sites for name in (site.weight, site.bias)]
     structure = expectation.problems + differences(expectation.model, folded, recomputed=names)
     verdicts: list[TensorVerdict] = []
@@ -129,9 +124,13 @@ def certify(reference: ir.Model, folded: ir.Model, report: FoldReport | Mapping[
     return Certificate(tuple(verdicts), structure)
 
 
-def expect(reference: ir.Model, report: FoldReport | Mapping[str, Any] | None = None) -> Expectation:
-    """The graph that a fold of the reference must be, and the sites whose tensors must be recomputed."""
-    claimed = _claimed(report)
+def expect(reference: ir.Model, report: FoldReport | None = None) -> Expectation:
+    """The graph that a fold of the reference must be, and the sites whose tensors must be recomputed.
+
+    report: the fold report that came with the fold; the norms that it calls folded are those that must be gone, all
+    others those that must be there. None: every norm that can be folded must be. The reference is not changed.
+    """
+    claimed = None if report is None else {row.name: row.outcome for row in report.norms}
     graph = read(reference)
     plan = make_plan(graph)
     problems: list[str] = []
@@ -237,17 +236,6 @@ def _channel_of(channels: Array, index: tuple[int, ...]) -> int:
 def _stored(model: ir.Model, name: str) -> Array | None:
     value = model.graph.initializers.get(name)
     return None if value is None or value.const_value is None else np.asarray(value.const_value.numpy())
-
-
-def _claimed(report: FoldReport | Mapping[str, Any] | None) -> dict[str, str] | None:
-    if report is None:
-        return None
-    if not isinstance(report, FoldReport):
-        try:
-            report = FoldReport.from_dict(report)
-        except FoldError as problem:
-            raise ParityError(str(problem)) from None
-    return {row.name: row.outcome for row in report.norms}
 
 
 class _Blank(SetWeights):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,12 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.bundle import Bundle, Golden
+from bnfold.errors import FoldError, ParityError
+from bnfold.folding.report import FoldReport
 from bnfold.manifest import MODEL, REFERENCE, SIDECAR
-from bnfold.parity.certificate import Certificate, certify
+from bnfold.parity.certificate import Certificate, Expectation, certify, expect
 from bnfold.parity.decisions import Decisions, decide
-from bnfold.parity.triangle import FACTOR, Corner, compare
+from bnfold.parity.triangle import Corner, compare
 from bnfold.runtime import Device, open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -50,9 +53,25 @@ class Evidence:
         return ir.from_proto(self._proto(MODEL))
 
     @cached_property
+    def report(self) -> FoldReport:
+        """The fold report of the bundle. Raises ParityError when fold.json holds none."""
+        try:
+            found = FoldReport.from_dict(self.bundle.fold_report())
+        except FoldError as problem:
+            raise ParityError(f"fold.json: {problem}") from None
+        if not all(isinstance(value, str) for row in found.norms for value in dataclasses.astuple(row)):
+            raise ParityError("fold.json has a row with a value that is no text; expected six texts a norm; fold again")
+        return found
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """What the folded model must look like."""
+        return expect(self.reference, self.report)
+
+    @cached_property
     def certificate(self) -> Certificate:
         """The weight certificate, judged by the bundle's own fold report."""
-        return certify(self.reference, self.folded, self.bundle.fold_report())
+        return certify(self.expectation, self.folded)
 
     @cached_property
     def goldens(self) -> tuple[Golden, ...]:
@@ -87,10 +106,8 @@ class Evidence:
     @cached_property
     def noise(self) -> float:
         """The distance within which the models' own rounding cannot tell two logits apart."""
-        errors = [corner.unfolded_error for corner in self.corners if corner.output == self.decided]
-        floors = [corner.floor for corner in self.corners if corner.output == self.decided]
-        found = max((FACTOR * error + floor for error, floor in zip(errors, floors, strict=True)), default=0.0)
-        return 2 * found if math.isfinite(found) else 0.0
+        limits = [corner.error_limit for corner in self.corners if corner.output == self.decided]
+        return 2 * limits[0] if limits and math.isfinite(limits[0]) else 0.0
 
     @cached_property
     def decided(self) -> str | None:

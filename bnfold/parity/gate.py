@@ -13,6 +13,7 @@ from bnfold.bundle import Bundle
 from bnfold.errors import BnfoldError
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import plain
+from bnfold.parity.triangle import worst_corner
 from bnfold.runtime import Device
 
 
@@ -20,7 +21,8 @@ from bnfold.runtime import Device
 class GateResult:
     """What the gate found. reasons: why a bundle may not be served, a sentence each; empty when passed.
 
-    ratio: error(folded) / error(unfolded) against the stored float64 truth, the worst over the outputs. agreeing: rows
+    Errors are root mean squares against the stored float64 truth, ratio is folded by unfolded, of the worst output.
+    agreeing: rows
     of the golden vectors with the same top-1 as the reference, out of rows; both 0 where outputs are no decisions.
     """
 
@@ -68,13 +70,13 @@ def _run_goldens(evidence: Evidence) -> GateResult:
         rows, agreeing = found.rows, found.rows - len(found.disagreements)
         if not found.holds:
             reasons += found.sentences()
-    worst = max(corners, key=lambda corner: corner.ratio if not math.isnan(corner.ratio) else math.inf)
+    worst = worst_corner(corners)
     return GateResult(
         passed=not reasons,
         reasons=tuple(reasons),
         worst_ulp=evidence.certificate.worst_ulp,
-        folded_error=worst.folded_error,
-        unfolded_error=worst.unfolded_error,
+        folded_error=worst.folded_rms,
+        unfolded_error=worst.unfolded_rms,
         ratio=worst.ratio,
         rows=rows,
         agreeing=agreeing,

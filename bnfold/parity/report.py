@@ -13,7 +13,7 @@ import numpy as np
 Status: TypeAlias = Literal["holds", "fails", "cannot tell"]
 
 SCHEMA_VERSION = 1
-_WIDTH = 110
+_WIDTH = 118
 
 
 @dataclass(frozen=True)

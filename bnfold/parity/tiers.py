@@ -14,13 +14,12 @@ from bnfold.folding.facts import Array, Expr, Norm
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import make_plan
 from bnfold.folding.statistics import statistics_of, tensors_of
-from bnfold.parity.certificate import expect
 from bnfold.parity.decisions import decide
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.local import check_sites
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.report import Status, TierResult
-from bnfold.parity.triangle import FACTOR, TRUTH_ROUNDING, compare, corner
+from bnfold.parity.triangle import TRUTH_ROUNDING, compare, corner, worst_corner
 from bnfold.samples import Samples
 
 _LOCAL_ROWS = 32  # of each golden vector: a site's bound needs no more to show a gross fault
@@ -30,7 +29,7 @@ _DEAD = 1e-12  # |gamma| below which a channel says the same whatever comes in
 def files(evidence: Evidence, problems: tuple[str, ...]) -> TierResult:
     """T0: every file has its hash, and nothing in the norms to be ashamed of before the proof starts."""
     plan = make_plan(read(evidence.reference))
-    rows = {row["name"]: row["outcome"] for row in evidence.bundle.fold_report().get("norms", ()) if "name" in row}
+    rows = {row.name: row.outcome for row in evidence.report.norms}
     refused = [row for row in plan.report.refused if rows.get(row.name) != "refused"]
     faults = [f"norm '{row.name}': {row.detail}, but fold.json does not call it refused" for row in refused]
     warnings = [warning for norm in plan.norms if norm.refusal is None for warning in _warnings(norm)]
@@ -72,8 +71,9 @@ def certificate(evidence: Evidence) -> TierResult:
     elements = sum(tensor.distances.elements for tensor in found.tensors)
     wrong = [tensor for tensor in found.tensors if not tensor.nearest]
     headline = f"{len(found.tensors)} folded tensors, {elements:,} values, "
-    headline += f"worst {found.worst_ulp:.4g} ulp from exact; "
-    headline += f"{len(wrong)} tensors are wrong" if wrong else "every value the nearest"
+    headline += f"{len(wrong)} tensors wrong; " if wrong else "each the nearest; "
+    headline += f"worst {found.worst_ulp:.4g} ulp"
+    headline += "; the graph is not the fold of the reference" if found.structure else ""
     summary = {
         "tensors": len(found.tensors), "elements": elements, "wrong_tensors": len(wrong),
         "worst_ulp": found.worst_ulp, "structure_differences": len(found.structure),
@@ -84,7 +84,7 @@ def certificate(evidence: Evidence) -> TierResult:
 
 
 def _fold_map(evidence: Evidence) -> list[str]:
-    expected = expect(evidence.reference, evidence.bundle.fold_report()).fold_map
+    expected = evidence.expectation.fold_map
     stored = [dict(entry) for entry in evidence.bundle.manifest.fold_map]
     if json.dumps(stored, sort_keys=True) == json.dumps(list(expected), sort_keys=True):
         return []
@@ -93,16 +93,17 @@ def _fold_map(evidence: Evidence) -> list[str]:
 
 def local(evidence: Evidence) -> TierResult:
     """T2: the local bound, site by site, on the first rows of every golden vector."""
-    sites = expect(evidence.reference, evidence.bundle.fold_report()).sites
     free = all(spec.shape[:1] == (-1,) for spec in evidence.bundle.manifest.inputs)
     rows = slice(0, _LOCAL_ROWS if free else None)
     batches = [{name: array[rows] for name, array in golden.inputs.items()} for golden in evidence.goldens]
-    found = check_sites(evidence.reference, evidence.folded, sites, batches, threads=evidence.threads)
+    found = check_sites(
+        evidence.reference, evidence.folded, evidence.expectation.sites, batches, threads=evidence.threads
+    )
     bad = [site for site in found if site.bad]
     unbounded = [site for site in found if site.problem]
     status: Status = "fails" if bad else "cannot tell" if unbounded else "holds"
     worst = max((site.worst_ratio for site in found), default=0.0)
-    headline = f"{len(found)} sites, worst difference {worst:.2g} of its rounding bound"
+    headline = f"{len(found)} sites, worst difference {worst:.2g} times its rounding bound"
     headline += f"; {len(bad)} sites beyond it" if bad else ""
     headline += f"; {len(unbounded)} sites not bounded" if unbounded else ""
     summary = {"sites": len(found), "bad_sites": len(bad), "unbounded_sites": len(unbounded), "worst_ratio": worst}
@@ -124,14 +125,15 @@ def triangle(evidence: Evidence) -> TierResult:
     every = (*corners, *stored)
     wrong = any(not found.holds and not found.doubt for found in every)
     status: Status = "fails" if wrong else "cannot tell" if any(found.doubt for found in every) else "holds"
-    worst = max(corners, key=lambda found: found.ratio if found.ratio == found.ratio else np.inf)
+    worst = worst_corner(corners)
     headline = (
-        f"from the float64 truth: unfolded {worst.unfolded_error:.2g}, folded {worst.folded_error:.2g} "
-        f"({worst.ratio:.2f} times; at most {FACTOR:g})"
+        f"from the float64 truth: folded {worst.folded_rms:.2g}, unfolded {worst.unfolded_rms:.2g} "
+        f"({worst.ratio:.2f} times; at most {worst.factor:g})"
     )
     summary = {
-        "unfolded_error": worst.unfolded_error, "folded_error": worst.folded_error, "ratio": worst.ratio,
-        "limit": worst.limit, "factor": FACTOR, "goldens": len(evidence.goldens), "elements": worst.elements,
+        "unfolded_error": worst.unfolded_error, "folded_error": worst.folded_error, "unfolded_rms": worst.unfolded_rms,
+        "folded_rms": worst.folded_rms, "ratio": worst.ratio, "factor": worst.factor,
+        "goldens": len(evidence.goldens), "elements": worst.elements,
     }  # fmt: skip
     details = tuple(dataclasses.asdict(found) for found in corners)
     return TierResult("T3", "oracle triangle", status, headline, summary, tuple(findings), details)
@@ -153,7 +155,7 @@ def source(evidence: Evidence) -> TierResult:
         worst = max(worst, apart.folded_error)
     status: Status = "fails" if findings else "holds"
     count = len(evidence.bundle.manifest.source_tensors)
-    headline = f"{count} source tensors as recorded; stored truth {worst:.2g} from a float64 run of the reference"
+    headline = f"{count} source tensors, {len(findings)} findings; stored truth {worst:.2g} from a float64 run"
     summary = {"source_tensors": count, "truth_difference": worst}
     return TierResult("T3b", "reference", status, headline, summary, tuple(findings))
 
@@ -205,12 +207,10 @@ def decisions(evidence: Evidence, samples: Samples | None = None) -> TierResult:
         )
         where = "samples given"
     same = found.rows - len(found.disagreements)
-    headline = f"{same} of {found.rows} {where} get the same top-1 answer ({100 * found.agreement:.6g}%)"
+    headline = f"same top-1 on {same} of {found.rows} {where} ({100 * found.agreement:.6g}%)"
     if found.folded_accuracy is not None and found.unfolded_accuracy is not None:
-        headline += (
-            f"; accuracy {100 * found.folded_accuracy:.2f}% folded, {100 * found.unfolded_accuracy:.2f}% unfolded"
-        )
-    headline += f"; disagreement below {100 * found.rate_bound:.2g}% (95%)"
+        accuracies = found.folded_accuracy, found.unfolded_accuracy
+        headline += "; {:.2%} right folded, {:.2%} unfolded".format(*accuracies)
     summary = {
         "rows": found.rows, "agreement": found.agreement, "disagreements": len(found.disagreements),
         "excused": found.excused, "ties": found.ties, "smallest_margin": found.smallest_margin,
