@@ -7,6 +7,7 @@ same; from version 4 on one that is listed may be overridden by a caller, and is
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -23,6 +24,7 @@ FLOATS = {
 }
 _WIDTH = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
 _DEEPEST = 64  # expressions are walked recursively; deeper ones are not taken for constants
+_SAME_NUMBERS = {"Identity", "Reshape", "Unsqueeze", "Squeeze"}
 _BINARY: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 
 
@@ -33,6 +35,7 @@ class Constants:
         listed = {value.name for value in graph.inputs} if ir_version >= 4 else set()
         self._exprs: dict[ir.Value, Expr] = {}
         self._depth: dict[ir.Value, int] = {}
+        self._stored: dict[ir.Value, Tensor] = {}
         self._integers: dict[ir.Value, tuple[int, ...]] = {}
         self.overridable: set[ir.Value] = set()
         for name, value in graph.initializers.items():
@@ -47,8 +50,11 @@ class Constants:
 
     def tensor(self, value: ir.Value | None) -> Tensor | None:
         """The handle of a float constant that is one stored tensor (not an expression), None for anything else."""
-        expr = self.get(value)
-        return expr.tensor if isinstance(expr, Leaf) else None
+        return self.stored(value) if isinstance(self.get(value), Leaf) else None
+
+    def stored(self, value: ir.Value | None) -> Tensor | None:
+        """The handle of a stored tensor that the value is, in its dtype, perhaps under another shape."""
+        return None if value is None else self._stored.get(value)
 
     def integers(self, value: ir.Value | None) -> tuple[int, ...] | None:
         """A constant of type int64 with at most 8 elements (a shape, axes), flattened; None for anything else."""
@@ -72,6 +78,11 @@ class Constants:
             return False
         self._exprs[output] = expr
         self._depth[output] = depth
+        stored = self.stored(node.inputs[0])
+        if stored is not None and (node.op_type in _SAME_NUMBERS or (node.op_type == "Cast" and _keeps_dtype(node))):
+            self._stored[output] = stored
+        elif node.op_type == "Transpose" and isinstance(expr, Leaf):
+            self._stored[output] = expr.tensor
         return True
 
     def _enter(self, value: ir.Value, tensor: ir.TensorProtocol, name: str) -> None:
@@ -84,10 +95,8 @@ class Constants:
         def load() -> Array:
             return np.asarray(tensor.numpy())
 
-        if shape == ():
-            self._exprs[value] = Scalar(float(load()))
-        else:
-            self._exprs[value] = Leaf(Tensor(name, FLOATS[tensor.dtype], shape, name, load))
+        self._stored[value] = Tensor(name, FLOATS[tensor.dtype], shape, name, load)
+        self._exprs[value] = Leaf(self._stored[value]) if shape else Scalar(float(load()))
 
     def _derived(self, node: ir.Node) -> Expr | None:
         of = self.get(node.inputs[0])
@@ -97,10 +106,12 @@ class Constants:
             case "Identity":
                 return of
             case "Cast":
-                return of if self._widens(node) else None
+                return of if _widens(node) or _keeps_dtype(node) else None
             case "Reshape" | "Unsqueeze" | "Squeeze":
                 shape = _reshaped(node, shape_of(of), self)
                 return None if shape is None else View(of, shape)
+            case "Transpose":
+                return _transposed(node, of)
             case "Sqrt":
                 return sqrt(of)
             case "Reciprocal":
@@ -122,13 +133,34 @@ class Constants:
             return None
         return Op(_BINARY[op_type], (left, right))
 
-    @staticmethod
-    def _widens(node: ir.Node) -> bool:
-        source, target = node.inputs[0], node.attributes.get("to")
-        if source is None or source.dtype is None or target is None:
-            return False
-        before, after = FLOATS.get(source.dtype), FLOATS.get(ir.DataType(target.as_int()))
-        return before is not None and after is not None and (before == after or _WIDTH[before] < _WIDTH[after])
+
+def _cast(node: ir.Node) -> tuple[str | None, str | None]:
+    """The dtypes of a Cast before and after, None for what is no floating-point dtype of a fold."""
+    source, target = node.inputs[0], node.attributes.get("to")
+    if source is None or source.dtype is None or target is None or target.is_ref():
+        return None, None
+    return FLOATS.get(source.dtype), FLOATS.get(ir.DataType(target.as_int()))
+
+
+def _widens(node: ir.Node) -> bool:
+    before, after = _cast(node)
+    return before is not None and after is not None and _WIDTH[before] < _WIDTH[after]
+
+
+def _keeps_dtype(node: ir.Node) -> bool:
+    before, after = _cast(node)
+    return before is not None and before == after
+
+
+def _transposed(node: ir.Node, of: Expr) -> Expr | None:
+    """The transpose of a stored matrix, as dense layers have it, is a matrix of the same key."""
+    given = node.attributes.get("perm")
+    if not isinstance(of, Leaf) or len(of.tensor.shape) != 2 or (given is not None and given.is_ref()):
+        return None
+    tensor = of.tensor
+    if given is not None and tuple(given.as_ints()) != (1, 0):
+        return None
+    return Leaf(dataclasses.replace(tensor, shape=tensor.shape[::-1], load=lambda: tensor.load().T))
 
 
 def _power(of: Expr, exponent: Expr | None) -> Expr | None:

@@ -16,7 +16,6 @@ from bnfold.folding.facts import (
     ONE,
     ZERO,
     Expr,
-    Leaf,
     Linear,
     Node,
     Norm,
@@ -68,17 +67,17 @@ class Reader:
 
     # Linears
 
-    def _linear(self, node: ir.Node, describe: Callable[[ir.Node, Tensor], Linear | None]) -> Node | None:
+    def _linear(self, node: ir.Node, describe: Callable[[ir.Node, Tensor], Linear | Opaque | None]) -> Node | None:
         weight = self._constants.tensor(node.inputs[1])
         if weight is None:
             return self._unusable(node, "weight", node.inputs[1])
         bias = _input(node, 2)
-        if bias is not None and self._constants.tensor(bias) is None and not isinstance(self._bias(bias), Tensor):
+        if bias is not None and self._constants.stored(bias) is None:
             return self._unusable(node, "bias", bias)
         return describe(node, weight)
 
     def _unusable(self, node: ir.Node, role: str, value: ir.Value | None) -> Opaque:
-        label = f"{node.op_type} '{_name(node)}'"
+        label = _label(node)
         if value in self._constants.overridable:
             why = Reason(
                 "OVERRIDABLE_WEIGHT",
@@ -86,34 +85,25 @@ class Reader:
             )
         else:
             why = Reason("COMPUTED_WEIGHT", f"the {role} of {label} is computed, not a stored constant")
+        return self._opaque(node, why)
+
+    def _opaque(self, node: ir.Node, why: Reason) -> Opaque:
         inputs = tuple(self._root(item) for item in node.inputs if item is not None)
         return Opaque(_id(node), _name(node), node.op_type, inputs, tuple(str(v.name) for v in node.outputs), why)
 
-    def _bias(self, value: ir.Value | None) -> Tensor | None:
-        """A stored bias, also under another shape (Gemm takes (1, N) as well as (N,))."""
-        expr = self._constants.get(value)
-        while isinstance(expr, View):
-            expr = expr.of
-        if isinstance(expr, Leaf):
-            return expr.tensor
-        if isinstance(expr, Scalar) and value is not None and value.dtype in FLOATS:
-            number = np.asarray(expr.value, dtype=value.dtype.numpy())
-            return Tensor(str(value.name), FLOATS[value.dtype], (), str(value.name), lambda: number)
-        return None
-
-    def _conv(self, node: ir.Node, weight: Tensor) -> Linear | None:
+    def _conv(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         groups = _int(node, "group", 1)
         if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
             return None
         return self._made(node, weight, out_first=True, groups=groups, channels=weight.shape[0], axis=1)
 
-    def _conv_transpose(self, node: ir.Node, weight: Tensor) -> Linear | None:
+    def _conv_transpose(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         groups = _int(node, "group", 1)
         if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
             return None
         return self._made(node, weight, out_first=False, groups=groups, channels=weight.shape[1] * groups, axis=1)
 
-    def _gemm(self, node: ir.Node, weight: Tensor) -> Linear | None:
+    def _gemm(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         if len(weight.shape) != 2:
             return None
         out_first = bool(_int(node, "transB", 0))
@@ -123,7 +113,7 @@ class Reader:
             node, weight, out_first=out_first, groups=1, channels=channels, axis=1, alpha=alpha, beta=beta
         )
 
-    def _matmul(self, node: ir.Node, weight: Tensor) -> Linear | None:
+    def _matmul(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         if len(weight.shape) != 2 or node.inputs[0] is None:
             return None
         shape = node.inputs[0].shape
@@ -133,12 +123,13 @@ class Reader:
     def _made(
         self, node: ir.Node, weight: Tensor, *, out_first: bool, groups: int, channels: int, axis: int | None,
         alpha: float = 1.0, beta: float = 1.0,
-    ) -> Linear | None:  # fmt: skip
-        bias = self._bias(_input(node, 2))
-        if bias is not None and (math.prod(bias.shape) not in (1, channels) or max(bias.shape, default=1) < 1):
-            return None
-        if bias is not None and math.prod(bias.shape) == channels and bias.shape not in _rows(channels):
-            return None
+    ) -> Linear | Opaque:  # fmt: skip
+        value = _input(node, 2)
+        bias, expr = self._constants.stored(value), self._constants.get(value)
+        if expr is not None and shape_of(expr) not in ((channels,), (1, channels)) and math.prod(shape_of(expr)) != 1:
+            return self._opaque(
+                node, Reason("BIAS_SHAPE", f"the bias of {_label(node)} does not run over its channels")
+            )
         return Linear(
             id=_id(node), name=parent_name((weight,)) or _name(node), kind=node.op_type,
             input=self._root(node.inputs[0]), output=str(node.outputs[0].name),  # type: ignore[arg-type]
@@ -227,16 +218,16 @@ def _constant_axis(constant: tuple[int, ...], data: ir.Shape) -> int | Literal["
     return varying[0] if len(varying) == 1 and data[varying[0]] == size else "none"
 
 
-def _rows(channels: int) -> tuple[tuple[int, ...], ...]:
-    return ((channels,), (1, channels))
-
-
 def _id(node: ir.Node) -> str:
     return str(node.outputs[0].name)
 
 
 def _name(node: ir.Node) -> str:
     return node.name or _id(node)
+
+
+def _label(node: ir.Node) -> str:
+    return f"{node.op_type} '{_name(node)}'"
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
