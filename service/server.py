@@ -15,6 +15,8 @@ import math
 import socket
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -30,8 +32,10 @@ _logger = logging.getLogger(__name__)
 _LAST_ARRIVALS = 0.1  # seconds for requests that were on the wire when the socket closed
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; returns when everything accepted is answered.
+
+    announce: called once, with the URL, when the server accepts requests.
 
     Raises BnfoldError when the address cannot be had, nothing is proven, or the device does not start.
     """
@@ -42,8 +46,8 @@ def serve(settings: Settings) -> None:
         where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
         if not settings.is_loopback:
             _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
-        _logger.info("serving on %s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, where)
         server = Server(make_config(app, settings), app.state.hub.lifecycle, settings.drain_delay)
+        server.on_start = partial(_announce, where, announce)
         try:
             server.run(sockets=[listener])
         except OSError as problem:  # another process listened on the address in the meantime
@@ -59,6 +63,13 @@ class Server(uvicorn.Server):
         self._lifecycle = lifecycle
         self._drain_delay = drain_delay
         self._stop_at = math.inf
+        self.on_start: Callable[[], None] = lambda: None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self.on_start()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once.
@@ -90,6 +101,12 @@ class Server(uvicorn.Server):
             await asyncio.sleep(_LAST_ARRIVALS)
         self._lifecycle.close()
         await super().shutdown(sockets)
+
+
+def _announce(where: str, announce: Callable[[str], None] | None) -> None:
+    _logger.info("serving on %s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, where)
+    if announce is not None:
+        announce(where)
 
 
 def make_config(app: Any, settings: Settings) -> uvicorn.Config:

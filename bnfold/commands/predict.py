@@ -93,9 +93,16 @@ def _ask(url: str, file: Path) -> dict[str, Any]:
     except (urllib.error.URLError, TimeoutError, OSError, ValueError) as problem:
         reason = getattr(problem, "reason", problem)
         raise BnfoldError(f"{target} gave no answer ({reason}); check that `bnfold serve` runs there") from None
-    if not isinstance(document, dict) or not isinstance(document.get("predictions"), list):
+    rows = document.get("predictions") if isinstance(document, dict) else None
+    if not isinstance(rows, list) or not all(map(_is_prediction, rows)):
         raise BnfoldError(f"{target} answered something that is no prediction; expected the /predict of `bnfold serve`")
     return document
+
+
+def _is_prediction(row: object) -> bool:
+    if not isinstance(row, dict):
+        return False
+    return "outputs" in row or (isinstance(row.get("class"), int) and isinstance(row.get("probability"), int | float))
 
 
 def _body(file: Path) -> tuple[bytes, str]:

@@ -39,11 +39,16 @@ def add(commands: Commands) -> None:
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
-    """Serve until told to stop."""
+    """Serve until told to stop. The log goes to stderr; with --json the URL goes to stdout once it answers."""
     from service.server import serve
     from service.settings import Settings
 
     # What is not given here may come from BNFOLD_* variables, and has its default in Settings.
     settings = Settings.load(repository=options.repository, host=options.host, port=options.port, device=options.device)
-    serve(settings)
+
+    def announce(url: str) -> None:
+        if console.json:
+            console.result({"url": url}, url)
+
+    serve(settings, announce=announce)
     return 0
