@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("torch")
-
 from bnfold.training import Checkpoint, train
 
 QUICK = """

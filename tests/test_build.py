@@ -1,0 +1,242 @@
+"""From a source to a proven bundle, from every kind of source."""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+import bnfold
+from bnfold.build import build_bundle, inspect
+from bnfold.bundle import load_bundle
+from bnfold.errors import BnfoldError, DataError, FoldError
+from bnfold.folding import onnx_graph
+from bnfold.folding.onnx_file import load_model, to_proto
+from bnfold.training import load_checkpoint, train
+
+ROOT = Path(__file__).parents[1]
+QUICK = ["train.epochs=2", "augmentation.shift=0"]
+
+
+class HandWritten(nn.Module):
+    """Batch norm written out by a person, in terms of gamma, beta, moving_mean and moving_variance."""
+
+    def __init__(self, channels: int, eps: float = 1e-3) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.randn(channels))
+        self.beta = nn.Parameter(torch.randn(channels))
+        self.register_buffer("moving_mean", torch.randn(channels))
+        self.register_buffer("moving_variance", torch.rand(channels) * 2 + 0.05)
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shape = (1, -1) + (1,) * (x.dim() - 2)
+        mean, variance = self.moving_mean.reshape(shape), self.moving_variance.reshape(shape)
+        y = (x - mean) / torch.sqrt(variance + self.eps)
+        return y * self.gamma.reshape(shape) + self.beta.reshape(shape)
+
+
+def hand_written_network() -> nn.Module:
+    torch.manual_seed(5)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, padding=1, bias=False), HandWritten(6), nn.ReLU(),
+        nn.Conv2d(6, 8, 3, stride=2, groups=2), HandWritten(8), nn.ReLU(),
+        nn.Flatten(), nn.Linear(8 * 3 * 3, 5), HandWritten(5),
+    ).eval()  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint and a bundle of each network of the repository, trained briefly."""
+    root = tmp_path_factory.mktemp("build")
+    for kind in ("mlp", "cnn", "resnet"):
+        name = f"digits-{kind}"
+        made = train(ROOT / "models" / name / "recipe.toml", overrides=QUICK, output=root / "runs" / name, device="cpu")
+        build_bundle(made.path, root / "models" / name)
+    return root
+
+
+@pytest.mark.parametrize(("name", "norms"), [("digits-mlp", 3), ("digits-cnn", 3), ("digits-resnet", 10)])
+def test_every_network_folds_completely_and_is_proven(repository: Path, name: str, norms: int) -> None:
+    bundle = load_bundle(repository / "models" / name / "1")
+    assert bundle.fold_report()["counts"] == {"folded": norms, "reduced": 0, "kept": 0, "refused": 0}
+    assert not any(node.op_type == "BatchNormalization" for node in onnx.load(bundle.model_path).graph.node)
+    tiers = {tier["tier"]: tier for tier in bundle.parity()["tiers"]}
+    assert bundle.parity()["holds"] is True
+    assert {tier["status"] for tier in tiers.values()} == {"holds"}
+    assert tiers["T1"]["summary"]["worst_ulp"] <= 0.5
+    assert len(bundle.statistics()) == norms
+
+
+def test_the_reference_holds_the_state_dict_bit_for_bit(repository: Path) -> None:
+    state = load_checkpoint(repository / "runs/digits-resnet").module().state_dict()
+    reference = load_bundle(repository / "models/digits-resnet/1").reference_path
+    stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(reference).graph.initializer}
+    wanted = {name: tensor.numpy() for name, tensor in state.items() if not name.endswith("num_batches_tracked")}
+    assert wanted.keys() <= stored.keys()
+    assert all(stored[name].tobytes() == array.tobytes() for name, array in wanted.items())
+
+
+def test_the_reference_is_clean(repository: Path) -> None:
+    """BN is visible; no debris of the exporter around it, no path of the machine in it, a free batch size."""
+    for name in ("digits-mlp", "digits-cnn", "digits-resnet"):
+        path = load_bundle(repository / "models" / name / "1").reference_path
+        model = onnx.load(path)
+        kinds = {node.op_type for node in model.graph.node}
+        assert "BatchNormalization" in kinds
+        assert not kinds & {"Shape", "Expand", "CastLike", "Cast", "Identity", "Constant"}
+        assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
+        assert str(ROOT).encode() not in path.read_bytes()
+        assert b"site-packages" not in path.read_bytes()
+        assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+
+
+def test_folding_the_shipped_reference_again_gives_the_shipped_model(repository: Path) -> None:
+    bundle = load_bundle(repository / "models/digits-cnn/1")
+    folded, _, _ = onnx_graph.fold(load_model(bundle.reference_path))
+    assert to_proto(folded) == onnx.load(bundle.model_path)
+
+
+def test_versions_are_counted_up_and_never_overwritten(repository: Path, tmp_path: Path) -> None:
+    source = repository / "runs/digits-mlp"
+    assert [build_bundle(source, tmp_path / "m").manifest.version for _ in range(2)] == [1, 2]
+    with pytest.raises(bnfold.BundleError, match="exists"):
+        build_bundle(source, tmp_path / "m/2")
+
+
+def test_a_hand_written_norm_leaves_nothing_through_both_doors(tmp_path: Path) -> None:
+    network = hand_written_network()
+    x = torch.randn(4, 1, 8, 8)
+    result = bnfold.fold(network, (x,))
+    assert result.report.counts["folded"] == len(result.report.norms) == 3
+    with torch.no_grad():
+        error = (result.model(x).double() - network(x).double()).abs().max() / network(x).abs().max()
+    assert error < 1e-5
+    leftovers = [name for name, _ in result.model.named_parameters() if "gamma" in name]
+    assert leftovers == []
+
+    bundle = build_bundle(network, tmp_path / "hand", example_inputs=(x,))
+    assert bundle.fold_report()["counts"]["folded"] == 3
+    kinds = {node.op_type for node in onnx.load(bundle.model_path).graph.node}
+    assert kinds <= {"Conv", "Relu", "Flatten", "Reshape", "Gemm"}
+    statistics = bundle.statistics()
+    assert sorted(statistics["1"]) == ["beta", "eps", "gamma", "mean", "variance"]
+    assert (statistics["1"]["variance"] == network[1].moving_variance.numpy()).all()
+
+
+def test_an_onnx_file_becomes_a_bundle(repository: Path, tmp_path: Path) -> None:
+    reference = load_bundle(repository / "models/digits-cnn/1").reference_path
+    held_out = load_checkpoint(repository / "runs/digits-cnn").held_out()
+    bundle = build_bundle(reference, tmp_path / "net", data=held_out, labels=tuple("0123456789"), output_kind="logits")
+    assert bundle.manifest.source["file"] == "reference.onnx"
+    assert bundle.parity()["holds"] is True
+    assert bundle.manifest.output_kind == "logits"
+    labels = bundle.goldens()[0].labels
+    assert labels is not None
+    assert (labels == held_out[1]).all()
+
+
+def test_an_onnx_file_without_data_gets_made_up_inputs(repository: Path, tmp_path: Path) -> None:
+    reference = load_bundle(repository / "models/digits-mlp/1").reference_path
+    bundle = build_bundle(reference, tmp_path / "net")
+    assert bundle.manifest.output_kind == "raw"
+    assert bundle.goldens()[0].labels is None
+    assert bundle.parity()["holds"] is True
+
+
+def test_a_factory_with_weights_becomes_a_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_network.py").write_text(
+        textwrap.dedent("""
+        from torch import nn
+        def make():
+            return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 2))
+        """)
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import own_network  # type: ignore[import-not-found]
+
+    network = own_network.make()
+    network[1].running_mean.normal_()
+    network[1].running_var.uniform_(0.1, 2)
+    save_file(network.state_dict(), tmp_path / "w.safetensors")
+    bundle = build_bundle(
+        "own_network:make", tmp_path / "models/own", weights=tmp_path / "w.safetensors", input_shape=(3, 6, 6)
+    )
+    assert bundle.fold_report()["counts"]["folded"] == 1
+    assert (bundle.statistics()["1"]["mean"] == network[1].running_mean.numpy()).all()
+    save_file({"0.weight": torch.zeros(1)}, tmp_path / "bad.safetensors")
+    with pytest.raises(DataError, match="do not fit"):
+        build_bundle("own_network:make", tmp_path / "x", weights=tmp_path / "bad.safetensors", input_shape=(3, 6, 6))
+    sys.modules.pop("own_network")
+
+
+def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = tmp_path / "ran"
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "plain_network.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
+    # Pickle's protocol 0 for os.system("touch ..."), written by hand.
+    (tmp_path / "w.pth").write_bytes(f"cos\nsystem\n(S'touch {ran}'\ntR.".encode())
+    with pytest.raises(DataError, match="cannot be read"):
+        build_bundle("plain_network:make", tmp_path / "x", weights=tmp_path / "w.pth", input_shape=(2,))
+    assert not ran.exists()
+    sys.modules.pop("plain_network")
+
+
+def test_a_refused_norm_stops_the_build_unless_allowed(repository: Path, tmp_path: Path) -> None:
+    model = onnx.load(load_bundle(repository / "models/digits-cnn/1").reference_path)
+    tensor = next(item for item in model.graph.initializer if item.name == "features.1.running_var")
+    values = onnx.numpy_helper.to_array(tensor).copy()
+    values[0] = -1.0
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    onnx.save(model, tmp_path / "bad.onnx")
+    row = inspect(tmp_path / "bad.onnx").refused[0]
+    assert (row.name, row.reason) == ("features.1", "NEGATIVE_VARIANCE")
+    with pytest.raises(FoldError, match=r"features\.1.*NEGATIVE_VARIANCE"):
+        build_bundle(tmp_path / "bad.onnx", tmp_path / "models/bad")
+    assert not (tmp_path / "models").exists()
+
+
+def test_inspecting_a_checkpoint_and_its_export_gives_the_same_rows(repository: Path) -> None:
+    for name in ("digits-mlp", "digits-cnn", "digits-resnet"):
+        through_torch = inspect(repository / "runs" / name)
+        through_onnx = inspect(load_bundle(repository / "models" / name / "1").reference_path)
+        assert through_torch.to_dict() == through_onnx.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [("absent.onnx", "is not there"), ("absent:thing:x", "is not there"), ("no_such_module:make", "--input-shape")],
+)
+def test_a_source_that_cannot_be_opened_is_one_sentence(tmp_path: Path, source: str, message: str) -> None:
+    with pytest.raises(BnfoldError, match=message) as raised:
+        build_bundle(source, tmp_path / "x")
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_fold_that_is_wrong_is_not_written(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The negative control of the whole pipeline: break the fold itself, and nothing leaves the house."""
+    carry_out = onnx_graph.carry_out
+
+    def broken(model: ir.Model, edits: Any) -> Any:
+        folded, fold_map = carry_out(model, edits)
+        value = next(v for name, v in folded.graph.initializers.items() if name.endswith("weight.folded"))
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        array.reshape(-1)[0] = np.nextafter(array.reshape(-1)[0], np.float32(np.inf))
+        value.const_value = ir.tensor(array, name=value.name)
+        return folded, fold_map
+
+    monkeypatch.setattr(onnx_graph, "carry_out", broken)
+    with pytest.raises(bnfold.ParityError, match=r"weight\.folded"):
+        build_bundle(repository / "runs/digits-cnn", tmp_path / "models/x")
+    assert not list(tmp_path.rglob("*.onnx"))
