@@ -142,6 +142,15 @@ def test_predict_without_a_server_is_one_sentence(tmp_path, capsys):
     assert "gave no answer" in err
 
 
+@pytest.mark.parametrize("url", ["http://127.0.0.1:port", "http://", "https://[::1"])
+def test_predict_from_a_url_that_is_none_is_one_sentence(tmp_path, capsys, url):
+    np.save(tmp_path / "sample.npy", np.zeros((1, 1, 8, 8), np.float32))
+    assert main(["predict", url, str(tmp_path / "sample.npy")]) == 2
+    err = capsys.readouterr().err
+    assert len(err.splitlines()) == 1
+    assert "unexpected error" not in err
+
+
 @pytest.mark.parametrize(
     "body", [b"<html>hello</html>", b"[]", b'{"predictions": 3}', b'{"predictions": [{"class": 1}]}']
 )

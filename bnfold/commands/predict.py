@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import urllib.error
-import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
@@ -48,7 +48,7 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Print one line for every sample of the input."""
-    remote = urllib.parse.urlsplit(options.model).scheme in ("http", "https")
+    remote = options.model.startswith(("http://", "https://"))
     document = _ask(options.model, options.input) if remote else _predict(options)
     console.result(document, "\n".join(_line(row) for row in document["predictions"]))
     return 0
@@ -84,19 +84,19 @@ def _ask(url: str, file: Path) -> dict[str, Any]:
         raise DataError(f"{file} is not there or no file; expected an image, a .npy array, or a .json document")
     target = url.rstrip("/") + ("" if url.rstrip("/").endswith("/predict") else "/predict")
     body, kind = _body(file)
-    request = urllib.request.Request(target, data=body, headers={"Content-Type": kind}, method="POST")
     try:
+        request = urllib.request.Request(target, data=body, headers={"Content-Type": kind}, method="POST")
         with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
             document = json.loads(answer.read(_MAX_ANSWER_BYTES))
     except urllib.error.HTTPError as problem:
         raise BnfoldError(f"{target} answered {problem.code}: {_reason(problem)}") from None
-    except (urllib.error.URLError, TimeoutError, OSError, ValueError) as problem:
+    except (http.client.HTTPException, OSError, ValueError) as problem:
         reason = getattr(problem, "reason", problem)
         raise BnfoldError(f"{target} gave no answer ({reason}); check that `bnfold serve` runs there") from None
     rows = document.get("predictions") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not all(map(_is_prediction, rows)):
         raise BnfoldError(f"{target} answered something that is no prediction; expected the /predict of `bnfold serve`")
-    return document
+    return dict(document)
 
 
 def _is_prediction(row: object) -> bool:
