@@ -16,9 +16,9 @@ import bnfold
 from service.answers import error_body, fault_headers, status_of
 from service.batcher import Batcher
 from service.body import Budget
-from service.errors import Disconnected, Fault
+from service.errors import Fault
+from service.front import Front
 from service.hub import Hub
-from service.infer import InferEndpoint
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.openapi import describe_app
@@ -53,7 +53,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.hub = hub
     app.include_router(build_router(hub))
-    app.add_middleware(InferEndpoint, hub=hub)
+    app.add_middleware(Front, hub=hub)
     _answer_errors(app)
     describe_app(app)
     return app
@@ -97,10 +97,6 @@ def _answer_errors(app: FastAPI) -> None:
         headers = {name.decode("ascii"): value.decode("ascii") for name, value in fault_headers(problem)}
         return _error(str(problem), status_of(problem), headers)
 
-    @app.exception_handler(Disconnected)
-    async def gone(_: Request, __: Disconnected) -> Response:
-        return _error("the client has gone", 499)  # nobody reads it
-
     @app.exception_handler(HTTPException)
     async def framework(request: Request, problem: HTTPException) -> Response:
         message = str(problem.detail)
@@ -115,10 +111,6 @@ def _answer_errors(app: FastAPI) -> None:
         found = problem.errors()[0]
         where = " ".join(str(part) for part in found["loc"])
         return _error(f"the request is not valid: {where}: {found['msg']}", 400)
-
-    @app.exception_handler(Exception)
-    async def unforeseen(_: Request, __: Exception) -> Response:
-        return _error("the server failed on this request; its log says why", 500)
 
 
 def _error(message: str, status: int, headers: dict[str, str] | None = None) -> Response:

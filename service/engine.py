@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -74,8 +76,11 @@ class Engine:
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:
-    """What "auto" means on this host, found by opening a session. Raises BnfoldError for CUDA that does not start."""
-    if device == "cpu":
+    """What "auto" means on this host, found by opening a session. Raises BnfoldError for CUDA that does not start.
+
+    Without a driver "auto" is not tried: ONNX Runtime would fill the log with the libraries that it misses.
+    """
+    if device == "cpu" or (device == "auto" and not _has_driver()):
         return "cpu"
     session = open_session(_smallest_model(), device=device, **_OPTIONS)
     return "cuda" if "CUDAExecutionProvider" in session.get_providers() else "cpu"
@@ -114,6 +119,14 @@ def _proof(name: str, version: int, digest: str, provider: str) -> Headers:
         (b"bnfold-model-digest", f"sha256:{digest}".encode("ascii")),
         (b"bnfold-provider", provider.encode("ascii")),
     ]
+
+
+def _has_driver() -> bool:
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
 
 
 def _smallest_model() -> bytes:

@@ -44,6 +44,13 @@ ERRORS: Responses = {
 SERVER: Responses = {
     200: _example("The server", {"name": "bnfold", "version": "0.1.0", "extensions": ["binary_tensor_data"]})
 }
+LIVE: Responses = {200: _example("The process answers", {"live": True})}
+METRICS: Responses = {
+    200: {
+        "description": "Prometheus' text format",
+        "content": {"text/plain": {"example": 'bnfold_inference_count_total{model="digits-cnn",version="1"} 42.0'}},
+    }
+}
 READY: Responses = {
     200: _example(
         "Every model has a proven version",
@@ -54,6 +61,10 @@ READY: Responses = {
         },
     ),
     503: _error("A model has no proven version, or the server is stopping", "the server is stopping"),
+}
+MODEL_READY: Responses = {
+    200: _example("It is served", {"name": "digits-cnn", "version": "1", "ready": True}),
+    **ERRORS,
 }
 METADATA: Responses = {
     200: _example("The model", {"name": "digits-cnn", "versions": ["1"], "platform": "onnxruntime_onnx", **_PORTS}),
@@ -108,7 +119,6 @@ PREDICT: Responses = {
     415: _error("A Content-Encoding other than gzip and deflate", "the body has Content-Encoding 'br'"),
     **ERRORS,
 }
-PREDICT[422] = {"description": "Never sent: what is not valid is answered with 400"}
 
 _BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 PREDICT_BODY: dict[str, Any] = {
@@ -191,7 +201,10 @@ def describe_app(app: FastAPI) -> None:
                 ("/v2/models/{model}/versions/{version}/infer", [model, version, length]),
             ):
                 document["paths"][path] = {"post": {**_INFER, "parameters": parameters}}
-            document.setdefault("components", {}).setdefault("schemas", {})["Error"] = _ERROR
+            document["components"] = {"schemas": {"Error": _ERROR}}
+            for methods in document["paths"].values():
+                for operation in methods.values():
+                    operation["responses"].pop("422", None)  # what is not valid is answered with 400
             app.openapi_schema = document
         return app.openapi_schema
 

@@ -13,7 +13,7 @@ from service.engine import Engine
 from service.errors import BadRequest
 from service.hub import Hub
 from service.metrics import CONTENT_TYPE
-from service.openapi import ERRORS, METADATA, PARITY, PREDICT, PREDICT_BODY, READY, SERVER
+from service.openapi import LIVE, METADATA, METRICS, MODEL_READY, PARITY, PREDICT, PREDICT_BODY, READY, SERVER
 from service.predict import DEFAULT_TOP, describe, read_inputs
 from service.tensors import Port
 
@@ -39,7 +39,7 @@ def _add_protocol(router: APIRouter, hub: Hub) -> None:
     async def server() -> Response:
         return _json({"name": "bnfold", "version": bnfold.__version__, "extensions": EXTENSIONS})
 
-    @router.get("/v2/health/live", summary="Whether the process answers", **protocol)
+    @router.get("/v2/health/live", summary="Whether the process answers", responses=LIVE, **protocol)
     async def live() -> Response:
         return _json({"live": True})
 
@@ -57,14 +57,14 @@ def _add_protocol(router: APIRouter, hub: Hub) -> None:
     async def version_metadata(model: str, version: str) -> Response:
         return _json(_describe_model(repository.find(model, version)))
 
-    @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=ERRORS, **protocol)
+    @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=MODEL_READY, **protocol)
     async def model_ready(model: str) -> Response:
         return _model_health(repository.find(model), hub)
 
     @router.get(
         "/v2/models/{model}/versions/{version}/ready",
         summary="Whether a version is served",
-        responses=ERRORS,
+        responses=MODEL_READY,
         **protocol,
     )
     async def version_ready(model: str, version: str) -> Response:
@@ -97,7 +97,7 @@ def _add_people(router: APIRouter, hub: Hub) -> None:
     async def predict_with(request: Request, model: str, top: Top = DEFAULT_TOP) -> Response:
         return await _predict(hub, request, model, top)
 
-    @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response)
+    @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response, responses=METRICS)
     async def metrics() -> Response:
         return Response(hub.metrics.page(), headers={"content-type": CONTENT_TYPE.decode("ascii")})
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
 
 from bnfold import build_bundle
 from bnfold.bundle import Bundle
@@ -26,12 +23,14 @@ def _weights(**arrays: np.ndarray) -> list[TensorProto]:
 
 
 def _norm(generator: np.random.Generator, channels: int, prefix: str) -> list[TensorProto]:
-    return _weights(**{
-        f"{prefix}.gamma": generator.uniform(0.5, 1.5, channels),
-        f"{prefix}.beta": generator.normal(0, 0.3, channels),
-        f"{prefix}.mean": generator.normal(0, 0.3, channels),
-        f"{prefix}.variance": generator.uniform(0.5, 1.5, channels),
-    })
+    return _weights(
+        **{
+            f"{prefix}.gamma": generator.uniform(0.5, 1.5, channels),
+            f"{prefix}.beta": generator.normal(0, 0.3, channels),
+            f"{prefix}.mean": generator.normal(0, 0.3, channels),
+            f"{prefix}.variance": generator.uniform(0.5, 1.5, channels),
+        }
+    )
 
 
 def digits_network(seed: int = 0) -> onnx.ModelProto:
@@ -119,6 +118,4 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 def build_digits(repository: Path, sources: Path, name: str = "digits", seed: int = 0) -> Bundle:
     """The next version of a classifier of pictures."""
     source = save(digits_network(seed), sources / f"{name}-{seed}.onnx")
-    return build_bundle(
-        source, repository / name, labels=list(LABELS), preprocessing=PICTURES, output_kind="logits"
-    )
+    return build_bundle(source, repository / name, labels=list(LABELS), preprocessing=PICTURES, output_kind="logits")

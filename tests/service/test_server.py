@@ -1,0 +1,317 @@
+"""The process: start, drain, slow clients, and what a person sees when it cannot start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from service_faults import break_channel, copy_version
+from service_runs import PATIENCE, ROOT, Running, process, running, until
+
+from bnfold.errors import BnfoldError
+from service.server import bind_socket
+from service.settings import Settings
+
+X = np.random.default_rng(0).random((1, 1, 8, 8)).astype(np.float32)
+BODY = json.dumps(
+    {"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": X.ravel().tolist()}]}
+).encode()
+HEAD = f"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: {len(BODY)}\r\n\r\n".encode()
+
+
+def connect(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Everything until the server closes."""
+    found = b""
+    while chunk := connection.recv(65536):
+        found += chunk
+    return found
+
+
+def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
+    """One response with a Content-Length."""
+    found = b""
+    while b"\r\n\r\n" not in found:
+        chunk = connection.recv(65536)
+        assert chunk, found
+        found += chunk
+    head, _, body = found.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines[1:])}
+    while len(body) < int(headers["content-length"]):
+        body += connection.recv(65536)
+    return int(lines[0].split()[1]), headers, body
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_was_accepted_and_exits_0(digits_only: Path, tmp_path: Path, number: signal.Signals):
+    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="1.5") as server, ThreadPoolExecutor(8) as pool:
+        halves = [connect(server.port) for _ in range(4)]
+        for connection in halves:
+            connection.sendall(HEAD + BODY[:100])
+        until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 200)
+        server.child.send_signal(number)
+        until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 503)
+        ready = httpx.get(f"{server.url}/v2/health/ready")
+        assert ready.json()["error"] == "the server is stopping"
+        assert ready.headers["connection"] == "close"
+        assert httpx.get(f"{server.url}/v2/models/digits/ready").status_code == 503
+        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
+        # Not ready, but still open: a balancer may not have noticed yet.
+        late = [pool.submit(httpx.post, f"{server.url}/v2/models/digits/infer", content=BODY) for _ in range(8)]
+        assert [each.result(PATIENCE).status_code for each in late] == [200] * 8
+        for connection in halves:
+            connection.sendall(BODY[100:])
+            status, headers, body = read_answer(connection)
+            assert status == 200, body
+            assert headers["bnfold-model-version"] == "1"
+            connection.close()
+        assert server.wait() == 0, server.text()
+        assert "Traceback" not in server.text()
+        with pytest.raises(OSError, match="refused"):
+            connect(server.port)
+
+
+def test_a_body_that_is_on_its_way_when_the_socket_closes_is_still_answered(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="0") as server, connect(server.port) as connection:
+        connection.sendall(HEAD + BODY[:100])
+        until(lambda: httpx.get(f"{server.url}/v2/health/live").status_code == 200)
+        server.child.send_signal(signal.SIGTERM)
+        until(lambda: not _accepts(server.port))
+        connection.sendall(BODY[100:])
+        assert read_answer(connection)[0] == 200
+        assert server.wait() == 0, server.text()
+
+
+def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="0.3") as server, ThreadPoolExecutor(8) as pool:
+        stop = threading.Event()
+
+        def hammer() -> list[int]:
+            found = []
+            with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
+                while not stop.is_set():
+                    try:
+                        found.append(client.post("/v2/models/digits/infer", content=BODY).status_code)
+                    except httpx.ConnectError:
+                        break  # refused: it was not accepted
+            return found
+
+        tasks = [pool.submit(hammer) for _ in range(8)]
+        until(lambda: _count(server.url) > 100)
+        server.child.send_signal(signal.SIGTERM)
+        code = server.wait()
+        stop.set()
+        found = [status for task in tasks for status in task.result(PATIENCE)]
+        assert code == 0, server.text()
+        assert set(found) <= {200, 503}
+        assert found.count(200) > 100
+
+
+def test_a_second_signal_ends_at_once(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="600") as server:
+        server.child.send_signal(signal.SIGTERM)
+        until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 503)
+        server.child.send_signal(signal.SIGINT)
+        assert server.wait() == 0, server.text()
+
+
+def test_the_drain_ends_though_a_client_holds_on(digits_only: Path, tmp_path: Path):
+    with (
+        process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="0", BNFOLD_DRAIN_TIMEOUT="1") as server,
+        connect(server.port) as idle,
+        connect(server.port) as half,
+    ):
+        half.sendall(HEAD + BODY[:100])
+        idle.sendall(b"GET /v2 HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert read_answer(idle)[0] == 200
+        server.child.send_signal(signal.SIGTERM)
+        assert server.wait() == 0, server.text()
+
+
+def test_it_says_where_it_serves_what_and_on_which_provider(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path) as server:
+        assert "model digits/1 is proven and served (CPUExecutionProvider" in server.text()
+        assert f"serving on {server.url}" in server.text()
+        httpx.post(f"{server.url}/v2/models/digits/infer", content=BODY)
+        assert "infer" not in server.text()  # no access log
+
+
+def run_serve(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bnfold", "serve", *arguments, "--device", "cpu"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+
+
+def check_one_sentence(run: subprocess.CompletedProcess[str], *named: str) -> None:
+    assert run.returncode == 2, run.stderr
+    last = run.stderr.strip().splitlines()[-1]
+    assert last.startswith("bnfold: ")
+    for word in named:
+        assert word in last
+    assert "Traceback" not in run.stderr
+
+
+def test_a_port_in_use_is_one_sentence_and_exit_2(digits_only: Path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        check_one_sentence(run_serve(str(digits_only), "--port", port), f"127.0.0.1:{port}", "--port")
+
+
+def test_a_refused_version_is_named_with_its_tensor_and_exit_2(repository: Path, tmp_path: Path):
+    tensor = break_channel(copy_version(repository / "digits" / "1", tmp_path / "digits" / "1"))
+    check_one_sentence(run_serve(str(tmp_path), "--port", "0"), "digits/1 was refused", tensor)
+
+
+def test_an_empty_repository_is_one_sentence_and_exit_2(tmp_path: Path):
+    check_one_sentence(run_serve(str(tmp_path), "--port", "0"), str(tmp_path), "<name>/<version>/")
+
+
+@pytest.mark.parametrize("host", ["256.0.0.1", "no-such-host.invalid", "203.0.113.7"])
+def test_an_address_of_somebody_else_is_one_sentence(host: str):
+    with pytest.raises(BnfoldError, match="cannot listen") as refusal:
+        bind_socket(host, 0)
+    assert "\n" not in str(refusal.value)
+
+
+def test_an_ipv6_address_works_where_there_is_one():
+    try:
+        with bind_socket("[::1]", 0) as listener:
+            assert listener.getsockname()[0] == "::1"
+    except BnfoldError:
+        pytest.skip("no IPv6 here")
+
+
+# ---------------------------------------------------------------------------------------------------- slow clients
+
+
+@pytest.fixture(scope="module")
+def impatient(digits_only: Path) -> Iterator[Running]:
+    settings = Settings(
+        repository=digits_only, device="cpu", port=0, threads=1, header_timeout=0.2, body_timeout=0.2,
+        max_body_bytes=2**20, max_json_bytes=2**20,
+    )  # fmt: skip
+    with running(settings) as started:
+        yield started
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /v2/models", HEAD[:-2]])
+def test_a_head_that_does_not_come_is_not_waited_for(impatient: Running, sent: bytes):
+    with connect(impatient.port) as connection:
+        connection.sendall(sent)
+        assert read_all(connection) == b""
+
+
+def test_a_second_head_that_does_not_come_is_not_waited_for_either(impatient: Running):
+    with connect(impatient.port) as connection:
+        connection.sendall(HEAD + BODY)
+        assert read_answer(connection)[0] == 200
+        connection.sendall(HEAD[:20])
+        assert read_all(connection) == b""
+
+
+@pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/predict"])
+def test_a_body_that_does_not_come_is_408(impatient: Running, path: str):
+    with connect(impatient.port) as connection:
+        connection.sendall(HEAD.replace(b"/v2/models/digits/infer", path.encode()) + BODY[:100])
+        status, headers, body = read_answer(connection)
+        assert status == 408
+        assert list(json.loads(body)) == ["error"]
+        assert headers["connection"] == "close"
+        assert read_all(connection) == b""
+
+
+def test_an_early_answer_arrives_though_the_client_still_sends(impatient: Running):
+    size = 8 * 2**20
+    with connect(impatient.port) as connection:
+        connection.sendall(HEAD.replace(str(len(BODY)).encode(), str(size).encode()))
+        connection.sendall(bytes(size))
+        status, _, body = read_answer(connection)
+        assert status == 413
+        assert list(json.loads(body)) == ["error"]
+        connection.sendall(HEAD + BODY)  # and the connection is still good
+        assert read_answer(connection)[0] == 200
+
+
+def test_a_large_body_is_refused_before_it_is_sent(impatient: Running):
+    head = HEAD.replace(str(len(BODY)).encode(), b"999999999")
+    with connect(impatient.port) as connection:
+        connection.sendall(head.replace(b"Host: x\r\n", b"Host: x\r\nExpect: 100-continue\r\n"))
+        assert read_answer(connection)[0] == 413
+
+
+def test_requests_one_after_another_in_one_packet_are_answered_in_order(impatient: Running):
+    with connect(impatient.port) as connection:
+        connection.sendall((HEAD + BODY) * 3 + b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        found = read_all(connection)
+    assert found.count(b"HTTP/1.1 200 OK") == 4
+    assert found.endswith(b'{"live":true}')
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"hello\r\n\r\n",
+        b"GET / HTTP/9.9\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        b"POST /predict HTTP/1.1\r\nContent-Length: -5\r\n\r\n",
+        b"POST /predict HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET / HTTP/1.1\r\nbad header\r\n\r\n",
+    ],
+)
+def test_what_is_no_http_is_400_in_the_one_shape(impatient: Running, sent: bytes):
+    with connect(impatient.port) as connection:
+        connection.sendall(sent)
+        status, headers, body = read_answer(connection)
+    assert status == 400
+    assert headers["content-type"] == "application/json"
+    assert list(json.loads(body)) == ["error"]
+
+
+def test_a_server_that_other_machines_can_reach_says_so(
+    digits_only: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    from service import server
+
+    monkeypatch.setattr(server.Server, "run", lambda *_, **__: None)
+    monkeypatch.setattr(server, "_log_to_stderr", lambda: None)
+    caplog.set_level(logging.INFO)
+    server.serve(Settings(repository=digits_only, host="0.0.0.0", port=0, device="cpu"))
+    assert "can be reached from other machines" in caplog.text
+
+
+def _accepts(port: int) -> bool:
+    try:
+        connect(port).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+def _count(url: str) -> float:
+    lines: Any = httpx.get(f"{url}/metrics").text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("bnfold_inference_request_success_total{"))
+
+
+def test_the_tests_run_where_signals_can_be_sent():
+    assert os.name == "posix"
