@@ -5,7 +5,7 @@ MatMul-13, BatchNormalization-7 to -15, Add/Sub/Mul/Div-7 to -14).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
@@ -162,10 +162,14 @@ class Reader:
             id=_id(node), name=owner or _name(node), kind="BatchNorm", input=self._root(node.inputs[0]),  # type: ignore[arg-type]
             output=str(node.outputs[0].name), scale=scale, shift=shift, axis=1, nodes=(_id(node),),
             statistics=statistics, refusal=refusal, obstacle=obstacle,
+            parameters=self._computed(node.inputs[1:5]),
         )  # fmt: skip
 
+    def _computed(self, values: Sequence[ir.Value | None]) -> tuple[str, ...]:
+        return tuple(self._root(value) for value in values if value is not None and self._constants.get(value) is None)
+
     def _not_fixed(self, node: ir.Node) -> Reason | None:
-        extra = [value for value in node.outputs[1:] if value.uses() or value.is_graph_output()]
+        extra = [value for value in node.outputs[1:] if value.name]  # left out: no name
         if _int(node, "training_mode", 0) or (extra and self._opset < 14):
             return Reason(
                 "TRAINING_MODE", "it is in training mode and normalises by the batch; export the network in eval mode"
