@@ -14,6 +14,7 @@ import onnx_ir.passes.common as common_passes
 from onnxscript import optimizer
 
 _CONVS = ("Conv", "ConvTranspose")
+_BROADCASTING = ("Add", "Sub", "Mul", "Div")
 
 
 def clean(model: ir.Model, stored: Set[str]) -> None:
@@ -22,6 +23,7 @@ def clean(model: ir.Model, stored: Set[str]) -> None:
     for _ in range(2):
         optimizer.fold_constants(model, onnx_shape_inference=True, should_fold=_keeps(stored))
         _settle_reshapes(model.graph)
+        _drop_expansions(model.graph)
         common_passes.RemoveUnusedNodesPass()(model)
     _drop_zero_biases(model.graph, stored)
     common_passes.IdentityEliminationPass()(model)
@@ -77,6 +79,22 @@ def _target(before: ir.Shape, after: ir.Shape) -> list[int] | None:
             target.append(-1)
     literal_zero = any(size == 0 for size in after)
     return None if target.count(-1) > 1 or literal_zero else target
+
+
+def _drop_expansions(graph: ir.Graph) -> None:
+    """An operand need not be expanded to the size of the other one: the operator broadcasts it."""
+    for node in list(graph):
+        if node.op_type != "Expand" or node.domain not in ("", "ai.onnx") or node.inputs[0] is None:
+            continue
+        expanded = node.outputs[0]
+        for user, index in tuple(expanded.uses()):
+            if user.op_type not in _BROADCASTING or user.domain not in ("", "ai.onnx"):
+                continue
+            other, result = user.inputs[1 - index], user.outputs[0]
+            if other is None or other is expanded or None in (other.shape, result.shape):
+                continue
+            if other.shape == result.shape == expanded.shape:
+                user.replace_input_with(index, node.inputs[0])
 
 
 def _drop_zero_biases(graph: ir.Graph, stored: Set[str]) -> None:

@@ -72,7 +72,9 @@ class _Editor:
             for spec in source.graph_signature.input_specs
         ]
         tensors = (dict(source.state_dict), dict(source.constants))
-        self._state, self._constants = copy.deepcopy(tensors) if own_storage else tensors
+        own = _cloned(tensors) if own_storage else tensors
+        self._state: dict[str, Any] = own[0]
+        self._constants: dict[str, Any] = own[1]
         self._dead: list[Node] = []
         self._gone: set[str] = set()
         self.fold_map: list[dict[str, Any]] = []
@@ -219,6 +221,18 @@ class _Editor:
 
     def _taken(self) -> set[str]:
         return {*self._state, *self._constants}
+
+
+def _cloned(tables: tuple[dict[str, Any], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The tables with every tensor cloned; what was one tensor under two names is one again."""
+    clones: dict[int, torch.Tensor] = {}
+    for value in [value for table in tables for value in table.values() if isinstance(value, torch.Tensor)]:
+        if id(value) not in clones:
+            clone = value.detach().clone()
+            is_parameter = isinstance(value, torch.nn.Parameter)
+            clones[id(value)] = torch.nn.Parameter(clone, value.requires_grad) if is_parameter else clone
+    state, constants = ({name: clones.get(id(value), value) for name, value in table.items()} for table in tables)
+    return state, constants
 
 
 def _like(old: torch.Tensor, array: Array) -> torch.Tensor:

@@ -28,7 +28,8 @@ from bnfold.folding.torch_trace import trace_module
 
 FoldMap: TypeAlias = tuple[dict[str, Any], ...]
 
-_DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout", "native_dropout"}
+_DROPOUTS = {"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"}
+_DROPOUTS |= {f"{name}_" for name in _DROPOUTS}
 
 
 def fold_module(
@@ -159,7 +160,7 @@ class _Reading:
         is_same = (
             str(node.target) in SAME
             or (str(node.target) in CASTS and dtype_of(node) == dtype_of(of))
-            or (name in _DROPOUTS and _is_tensor(node) and arguments(node).get("train") is False)
+            or (name in _DROPOUTS and arguments(node).get("train") is False)
         )  # fmt: skip
         if is_same:
             self.alias[node] = of

@@ -52,6 +52,8 @@ def fold_copy(
     to be that edited program, node by node and bit by bit.
     """
     copy = copied(module).eval()
+    if not edits:
+        return copy
     try:
         _edit_modules(copy, program, edits)
         retraced = trace_module(copy, example_inputs, dynamic_shapes=dynamic_shapes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import inspect
 import logging
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 from bnfold.errors import FoldError
 
 _log = logging.getLogger(__name__)
+_STEPS = {f"aten.{name}_.{kind}" for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")}
 _LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -33,7 +35,7 @@ def trace_module(
     inert = copied(module).eval()
     inputs = pytree.tree_map(_detached, example_inputs)
     first: Exception | None = None
-    for arguments, shapes in _attempts(inputs, dynamic_shapes, free_batch):
+    for arguments, shapes in _attempts(inert, inputs, dynamic_shapes, free_batch):
         try:
             program = _export(inert, arguments, shapes)
         except Exception as problem:  # whatever the network's own code or the tracer raises
@@ -56,9 +58,16 @@ def free_inputs(program: ExportedProgram) -> tuple[str, ...]:
 
 def copied(module: torch.nn.Module) -> torch.nn.Module:
     """A deep copy. Raises FoldError when the module cannot be copied."""
+    # Tensors with a history (the weight that torch.nn.utils.weight_norm computes) cannot be copied with it.
+    computed = [
+        value
+        for inner in module.modules()
+        for value in vars(inner).values()
+        if isinstance(value, torch.Tensor) and not value.is_leaf
+    ]
     try:
         with quiet():
-            return copy.deepcopy(module)
+            return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
     except Exception as problem:  # a module may hold anything: open files, locks, tensors with a history
         raise FoldError(
             f"{type(module).__name__} cannot be copied ({first_line(problem)}), and folding never changes its source; "
@@ -68,10 +77,14 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
 
 def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     with quiet(), torch.no_grad():
-        return torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+        program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
+        # A norm that is written in place (`x -= mean`) is one only after functionalisation.
+        return program.run_decompositions({}) if _steps_in_place(program) else program
 
 
-def _attempts(inputs: tuple[Any, ...], dynamic_shapes: Any, free_batch: bool) -> Iterator[tuple[tuple[Any, ...], Any]]:
+def _attempts(
+    module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any, free_batch: bool
+) -> Iterator[tuple[tuple[Any, ...], Any]]:
     """Arguments and dynamic shapes to trace with, the most general first."""
     if dynamic_shapes is not None or not free_batch:
         yield inputs, dynamic_shapes
@@ -79,8 +92,8 @@ def _attempts(inputs: tuple[Any, ...], dynamic_shapes: Any, free_batch: bool) ->
     # torch.export takes a size of one for a constant, so a batch of one is traced as a batch of two.
     doubled = pytree.tree_map(_at_least_two, inputs)
     if any(one is not two for one, two in zip(pytree.tree_leaves(inputs), pytree.tree_leaves(doubled), strict=True)):
-        yield doubled, _free_batch(inputs)
-    yield inputs, _free_batch(inputs)
+        yield doubled, _free_batch(module, inputs)
+    yield inputs, _free_batch(module, inputs)
 
 
 def _is_free(program: ExportedProgram, inputs: tuple[Any, ...]) -> bool:
@@ -103,9 +116,17 @@ def _arguments(program: ExportedProgram) -> list[torch.fx.Node]:
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
 
 
-def _free_batch(inputs: tuple[Any, ...]) -> Any:
-    """Axis 0 of every tensor is free, unless the network fixes it."""
-    return pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, inputs)
+def _steps_in_place(program: ExportedProgram) -> bool:
+    return any(str(node.target) in _STEPS for node in program.graph.nodes)
+
+
+def _free_batch(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
+    """Axis 0 of every tensor is free, unless the network fixes it; by the names of the arguments, as export wants."""
+    free = pytree.tree_map(lambda x: {0: Dim.AUTO} if isinstance(x, torch.Tensor) and x.ndim else None, inputs)
+    try:
+        return dict(inspect.signature(module.forward).bind(*free).arguments)
+    except (TypeError, ValueError):  # no signature that can be told, or arguments that do not fit it: export says so
+        return free
 
 
 def _detached(value: Any) -> Any:

@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch_networks import CASES
+
+from bnfold.export.onnx_model import translate
+from bnfold.folding import onnx_graph
+from bnfold.folding.report import NormOutcome
+from bnfold.folding.torch_graph import inspect_module
+
+# What one door calls otherwise, and why.
+OTHER_REASON = {
+    # ONNX has no operator that keeps no statistics: the exporter computes them from the batch.
+    "norm without statistics": ("NO_RUNNING_STATS", "COMPUTED_STATISTICS"),
+}
+
+
+def said(row: NormOutcome) -> tuple[str, str, str, str]:
+    # ONNX has no operator for instance norm with running statistics: it is batch norm there.
+    return row.name, row.kind.replace("InstanceNorm", "BatchNorm"), row.outcome, row.target
+
+
+def is_owned(row: NormOutcome, module: torch.nn.Module) -> bool:
+    """True for a norm named after the module that owns it; others go by the names of nodes, which doors give."""
+    return row.name.partition("#")[0] in dict(module.named_modules())
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
+def test_both_doors_say_the_same_of_every_norm(name: str, caplog: Any) -> None:
+    caplog.set_level("CRITICAL")  # shape inference of onnx does not know bfloat16 convolutions
+    case = CASES[name]
+    module = case.module()
+    ours = inspect_module(module, case.inputs()).norms
+    theirs = onnx_graph.plan(translate(module, case.inputs())).report.norms
+    assert [row.outcome for row in ours] == [row.outcome for row in theirs]
+    reasons = OTHER_REASON.get(name)
+    for our, their in zip(ours, theirs, strict=True):
+        assert (our.reason, their.reason) == (reasons or (our.reason, our.reason))
+        if is_owned(our, module):
+            assert said(our) == said(their)
+
+
+def test_the_comparison_of_doors_can_fail() -> None:
+    one, other = (
+        inspect_module(CASES[name].module(), CASES[name].inputs()).norms
+        for name in ("output read twice", "conv2d padded by name")
+    )
+    assert [row.outcome for row in one] != [row.outcome for row in other]
+
+
+@pytest.mark.parametrize("name", ["written by hand", "frozen", "expanded", "written in place"])
+def test_a_norm_written_by_hand_leaves_nothing_behind_through_both_doors(name: str) -> None:
+    case = CASES[name]
+    module = case.module()
+    from bnfold.folding.torch_graph import fold_module
+
+    folded, _, _ = fold_module(module, case.inputs())
+    assert inspect_module(folded, case.inputs()).norms == ()
+    model, report, _ = onnx_graph.fold(translate(module, case.inputs()))
+    assert report.counts["folded"] == len(report.norms) > 0
+    assert {node.op_type for node in model.graph} <= {"Conv", "Relu"}
