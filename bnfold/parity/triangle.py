@@ -7,7 +7,7 @@ Three corners: the float64 truth, the unfolded model, the folded model. Over all
 
 The root mean square hardly varies from one right fold to the next; the maximum does (docs/parity.md has the spread),
 and gets twice the room. It is there for the one bad element that a mean over a million hides. The floor is what nobody
-can be blamed for: storing the result in its dtype, and the truth's own rounding.
+can be blamed for: one rounding each of a folded weight, a folded bias and the result, and the truth's own rounding.
 """
 
 from __future__ import annotations
@@ -27,8 +27,9 @@ F64 = np.ndarray[Any, np.dtype[np.float64]]
 
 FACTOR = 2.0
 # Folded weights are rounded to their dtype, the weights that they are made of are not rounded again: in half precision,
-# where sums are kept in float32, that alone makes right folds up to ten times less exact than the unfolded network.
-HALF_FACTOR = 16.0
+# where sums are kept in float32, that alone makes right folds up to 16 times less exact than the unfolded network.
+HALF_FACTOR = 32.0
+ROUNDINGS = 3  # of a weight, a bias, a result: an output of few elements may be more exact unfolded by mere luck
 # Of the truth, relative to its size: a thousandth of float32's roundoff, so that it matters for float64 models alone.
 TRUTH_ROUNDING = 1e-10
 
@@ -66,12 +67,16 @@ class Corner:
     @property
     def rms_limit(self) -> float:
         """The largest root mean square of the folded error that still holds."""
-        return self.factor * self.unfolded_rms + (self.unit + TRUTH_ROUNDING) * self.truth_rms + self.smallest
+        return self.factor * self.unfolded_rms + self._floor * self.truth_rms + self.smallest
 
     @property
     def error_limit(self) -> float:
         """The largest folded error that still holds."""
-        return 2 * self.factor * self.unfolded_error + (self.unit + TRUTH_ROUNDING) * self.scale + self.smallest
+        return 2 * self.factor * self.unfolded_error + self._floor * self.scale + self.smallest
+
+    @property
+    def _floor(self) -> float:
+        return ROUNDINGS * self.unit + TRUTH_ROUNDING
 
     @property
     def holds(self) -> bool:

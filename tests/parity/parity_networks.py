@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from bnfold.folding import onnx_graph
+from bnfold.parity.oracle import run_float64
+from bnfold.parity.spans import with_outputs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -185,21 +188,49 @@ def inputs_for(model: onnx.ModelProto, seed: int = 0, batch: int = 3) -> dict[st
     return found
 
 
-def small_cnn(seed: int = 0, dtype: str = "float32", classes: int = 10, side: int = 8) -> onnx.ModelProto:
-    """Three convolutions with norms of both kinds, pooling, a dense layer with a norm, a classifier without."""
+def small_cnn(seed: int = 0, dtype: str = "float32") -> onnx.ModelProto:
+    """Three convolutions with norms of both kinds, pooling, a dense layer with a norm, a classifier without.
+
+    Takes (n, 1, 8, 8), gives (n, 10). The statistics are roughly those of its inputs, so that its answers vary.
+    """
+    model = onnx.ModelProto()
+    model.ParseFromString(_small_cnn(seed, dtype))
+    return model
+
+
+@functools.cache
+def _small_cnn(seed: int, dtype: str) -> bytes:
     build = Builder(np.random.default_rng(seed), dtype)
-    x = "input"
-    channels = 1
+    x, channels = "input", 1
     for at, (outputs, norm) in enumerate(((8, "bn"), (12, "hand"), (16, "bn"))):
         layer = Layer(inputs=channels, outputs=outputs, padding=1, bias=at != 2, norm=norm)
         x = build.node("Relu", [add_layer(build, x, layer, f"block{at}")])
         channels = outputs
     x = build.node("MaxPool", [x], kernel_shape=[2, 2], strides=[2, 2])
     x = build.node("Flatten", [x])
-    dense = Layer(kind="gemm", inputs=channels * (side // 2) ** 2, outputs=20, transposed=True, alpha=0.5, beta=2.0)
+    dense = Layer(kind="gemm", inputs=channels * 16, outputs=20, transposed=True, alpha=0.5, beta=2.0)
     x = build.node("Relu", [add_layer(build, x, dense, "dense")])
-    x = add_layer(build, x, Layer(kind="gemm", inputs=20, outputs=classes, norm="none"), "head")
-    return build.model((None, 1, side, side), x, 2)
+    x = add_layer(build, x, Layer(kind="gemm", inputs=20, outputs=10, norm="none"), "head")
+    model = build.model((None, 1, 8, 8), x, 2)
+    for name in ("block0.bn0", "block1.norm0", "block2.bn0", "dense.bn0"):
+        _calibrate(model, name, build.rng)
+    return model.SerializeToString()
+
+
+def _calibrate(model: onnx.ModelProto, norm: str, rng: np.random.Generator) -> None:
+    """Set a norm's mean and variance to about those of its input on random data."""
+    reader = next(node for node in model.graph.node if f"{norm}.mean" in node.input)
+    x = {"input": np.random.default_rng(0).normal(size=(32, 1, 8, 8))}
+    inner = onnx.ModelProto.FromString(with_outputs(model, [reader.input[0]]))
+    values = run_float64(inner, x)[reader.input[0]]
+    axes = tuple(axis for axis in range(values.ndim) if axis != 1)
+    found = {"mean": values.mean(axes), "variance": values.var(axes)}
+    for tensor in model.graph.initializer:
+        for part, wanted in found.items():
+            if tensor.name == f"{norm}.{part}":
+                old = numpy_helper.to_array(tensor)
+                near = wanted * np.exp(0.1 * rng.normal(size=wanted.shape))
+                tensor.CopyFrom(numpy_helper.from_array(near.reshape(old.shape).astype(old.dtype), tensor.name))
 
 
 def fold(model: onnx.ModelProto) -> tuple[ir.Model, ir.Model, Any]:

@@ -28,7 +28,7 @@ def test_a_right_fold_is_as_near_to_the_truth_as_the_unfolded_network(seed: int,
     model = small_cnn(seed, dtype)
     found = measured(model, ir.to_proto(fold(model)[1]), inputs_for(model, seed, batch=20))
     assert found.holds, found.sentence()
-    assert 0.2 < found.ratio < (2 if dtype == "float32" else 16)
+    assert 0.2 < found.ratio < (2 if dtype == "float32" else 32)
     assert found.unfolded_error > 0
 
 
@@ -63,8 +63,8 @@ NEAR = (TRUTH * (1 + 1e-7)).astype(np.float32)
 def test_the_limit_is_k_times_the_unfolded_error_and_the_rounding_of_the_output() -> None:
     found = corner("y", [TRUTH], [NEAR], [NEAR])
     assert found.ratio == 1
-    assert found.error_limit == pytest.approx(4 * found.unfolded_error + (2.0**-24 + 1e-10) * 4)
-    assert found.rms_limit == pytest.approx(2 * found.unfolded_rms + (2.0**-24 + 1e-10) * np.sqrt(7))
+    assert found.error_limit == pytest.approx(4 * found.unfolded_error + (3 * 2.0**-24 + 1e-10) * 4)
+    assert found.rms_limit == pytest.approx(2 * found.unfolded_rms + (3 * 2.0**-24 + 1e-10) * np.sqrt(7))
     # 8 ulp off, where unfolded is off by about one
     off = np.float32(4 + 8 * 2.0**-21)
     assert not corner("y", [TRUTH], [NEAR], [np.array([[1, -2, off]], np.float32)]).holds
