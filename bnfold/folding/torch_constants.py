@@ -214,7 +214,7 @@ def _stored(name: str, tensor: torch.Tensor) -> Constant:
     handle = Tensor(name, dtype, shape, key_of(tensor, name), lambda: to_numpy(tensor))
     if tensor.dtype not in FLOATS:
         return Constant((handle,), None)
-    return Constant((handle,), Scalar(float(tensor)) if shape == () else Leaf(handle))
+    return Constant((handle,), Scalar(float(tensor.detach())) if shape == () else Leaf(handle))
 
 
 def _power(of: Expr, exponent: Any) -> Expr | None:

@@ -202,7 +202,7 @@ class Reader:
         """The module that owns the parameters of a norm, by the names that they have in the source."""
         names = {self._constants.owners.get(value) for value in given if value is not None}
         parents = {name.rpartition(".")[0] for name in names if name}
-        return parents.pop() if len(parents) == 1 and None not in names else ""
+        return parents.pop() if len(parents) == 1 else ""
 
     def _step(self, node: Node) -> Norm | None:
         """x + c, c + x, x - c, x * c, c * x, x / c with a constant c over at most one axis of x."""
