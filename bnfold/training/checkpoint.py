@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -12,16 +13,18 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 
 from bnfold.documents import Fields, parse_object
 from bnfold.errors import BundleError, DataError
+from bnfold.manifest import check_name
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
 from bnfold.training.curves import draw_curves, write_history
 from bnfold.training.datasets import Array, load_dataset
 from bnfold.training.loop import Epoch
 from bnfold.training.networks import build_network
+from bnfold.training.recipe import DATASETS, MAX_BLOCKS, MAX_WIDTH, MAX_WIDTHS, NETWORKS
 
 SCHEMA_VERSION = 1
 WEIGHTS = "weights.safetensors"
@@ -67,10 +70,12 @@ class Checkpoint:
     def module(self) -> torch.nn.Module:
         """The network in eval mode, on the CPU. Raises DataError unless the weights fit it tensor for tensor."""
         network = self.meta["network"]
-        module = build_network(network["kind"], self.input_shape, len(self.labels), dict(network["args"]))
+        # Without storage first: a document that asks for terabytes is refused by the tensors that are there.
+        with torch.device("meta"):
+            module = build_network(network["kind"], self.input_shape, len(self.labels), dict(network["args"]))
         state = _read_weights(self.path / WEIGHTS)
         _check_fit(self.path / WEIGHTS, module.state_dict(), state)
-        module.load_state_dict(state, strict=True)
+        module.load_state_dict(state, strict=True, assign=True)
         return module.eval()
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -78,14 +83,40 @@ class Checkpoint:
         return (torch.zeros((2, *self.input_shape)),)
 
     def held_out(self) -> tuple[Array, Array]:
-        """Images (N, C, H, W) float32 as the network takes them and classes (N,) int64 that training never saw."""
-        return load_dataset(self.meta["data"]).held_out_part()
+        """Images (N, C, H, W) float32 as the network takes them and classes (N,) int64 that training never saw.
+
+        Raises DataError when the data set has another shape or other classes than the checkpoint.
+        """
+        data = load_dataset(self.meta["data"])
+        if data.images.shape[1:] != self.input_shape or data.labels != self.labels:
+            raise DataError(
+                f"the checkpoint {self.path} takes {list(self.input_shape)} and has {len(self.labels)} classes, "
+                f"expected {list(data.images.shape[1:])} and {len(data.labels)} as in its data set '{data.name}'; "
+                "train the network again"
+            )
+        return data.held_out_part()
+
+
+def check_folder(folder: Path) -> None:
+    """Raise DataError, before any work is done for it, for a folder that exists or that cannot be made."""
+    if os.path.lexists(folder):
+        raise _exists(folder)
+    for parent in Path(os.path.abspath(folder)).parents:
+        if os.path.lexists(parent):
+            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+                raise DataError(
+                    f"the checkpoint {folder} cannot be written, as {parent} is no folder that may be written to; "
+                    "name another with -o"
+                )
+            return
 
 
 def save_checkpoint(
-    folder: Path, module: torch.nn.Module, meta: Mapping[str, Any], history: Sequence[Epoch]
+    folder: Path, module: torch.nn.Module, meta: Mapping[str, Any], history: Sequence[Epoch], *, counted: bool = False
 ) -> Checkpoint:
     """Write a checkpoint: beside its place first, then moved in by one rename that replaces nothing.
+
+    counted: the folder's name is a number, and where it is taken meanwhile the next free one will do.
 
     Raises DataError when the folder exists or cannot be written; then nothing is left behind.
     """
@@ -100,11 +131,13 @@ def save_checkpoint(
         write_history(scratch / "history.csv", history)
         accuracy = history[-1].held_out_accuracy
         draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
-        for item in scratch.iterdir():  # safetensors makes its files readable by their owner alone
-            item.chmod(0o644)
-        rename_new(scratch, folder)
+        for item in scratch.iterdir():
+            item.chmod(0o644)  # safetensors makes its files readable by their owner alone
+            with item.open("rb") as file:
+                os.fsync(file.fileno())
+        folder = _publish(scratch, folder, counted)
     except FileExistsError:
-        raise DataError(f"the checkpoint folder {folder} exists; expected a new one; name another with -o") from None
+        raise _exists(folder) from None
     except (OSError, SafetensorError) as problem:
         raise DataError(f"the checkpoint {folder} cannot be written: {problem}") from None
     finally:
@@ -113,13 +146,26 @@ def save_checkpoint(
     return load_checkpoint(folder)
 
 
+def _publish(scratch: Path, folder: Path, counted: bool) -> Path:
+    while True:
+        try:
+            rename_new(scratch, folder)
+            return folder
+        except FileExistsError:
+            if not counted:
+                raise
+            folder = folder.with_name(str(int(folder.name) + 1))
+
+
 def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Read a checkpoint folder. Raises DataError for what is none, or says something that it may not."""
     folder = Path(folder)
-    for name in (META, WEIGHTS):
-        if not (folder / name).is_file():
-            raise DataError(f"{folder} is no checkpoint: it has no {name}; expected a folder that bnfold train wrote")
     try:
+        for name in (META, WEIGHTS):
+            if not (folder / name).is_file():
+                raise DataError(
+                    f"{folder} is no checkpoint: it has no {name}; expected a folder that bnfold train wrote"
+                )
         document = parse_object((folder / META).read_bytes(), str(folder / META))
         _check(document, str(folder / META))
     except OSError as problem:
@@ -132,34 +178,43 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
 def _check(document: Mapping[str, Any], what: str) -> None:
     fields = Fields.of(document, what, _KEYS)
     fields.integer("schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
-    fields.text("name")
-    fields.text("data")
+    check_name(fields.text("name"), what)
+    fields.choice("data", DATASETS)
     fields.integer("seed", 0, 2**31 - 1)
-    network = Fields.of(document["network"], f"{what}, network,", ("kind", "args"))
-    network.text("kind")
-    args = Fields.of(network.values["args"], f"{what}, network.args,", ("widths", "blocks"))
-    args.integer("blocks", 1, 100)
-    if not args.items("widths") or any(
-        type(width) is not int or not 1 <= width <= 65536 for width in args.items("widths")
-    ):
-        args.refuse("widths", "integers from 1 to 65536")
-    given = Fields.of(document["input"], f"{what}, input,", ("name", "shape", "dtype"))
-    given.text("name")
-    given.choice("dtype", ("float32",))
-    shape = given.items("shape")
-    if len(shape) != 3 or any(type(size) is not int or not 1 <= size <= 16384 for size in shape):
-        given.refuse("shape", "three sizes, channels first")
+    fields.texts("versions")
+    for key in ("recipe", "metrics"):
+        if not isinstance(document[key], Mapping):
+            fields.refuse(key, "an object")
     labels = fields.items("labels")
     if not labels or not all(isinstance(label, str) and label for label in labels):
         fields.refuse("labels", "a list of texts")
-    Preprocessing.from_dict(document["preprocessing"], f"{what}, preprocessing,")
+    network = Fields.of(document["network"], f"{what}, network,", ("kind", "args"))
+    network.choice("kind", NETWORKS)
+    args = Fields.of(network.values["args"], f"{what}, network.args,", ("widths", "blocks"))
+    args.integer("blocks", 1, MAX_BLOCKS)
+    widths = args.items("widths")
+    if not 1 <= len(widths) <= MAX_WIDTHS or any(type(w) is not int or not 1 <= w <= MAX_WIDTH for w in widths):
+        args.refuse("widths", f"a list of 1 to {MAX_WIDTHS} integers from 1 to {MAX_WIDTH}")
+    picture = Preprocessing.from_dict(document["preprocessing"], f"{what}, preprocessing,")
+    given = Fields.of(document["input"], f"{what}, input,", ("name", "shape", "dtype"))
+    given.choice("name", ("input",))
+    given.choice("dtype", ("float32",))
+    shape = [picture.channels, picture.height, picture.width]
+    if list(given.items("shape")) != shape:
+        given.refuse("shape", f"{shape}, what the preprocessing gives")
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as problem:
+        return load(path.read_bytes())  # not mapped: the network stays whole whatever becomes of the file
+    except OSError as problem:
+        raise DataError(f"{path} cannot be read: {problem}") from None
+    except (SafetensorError, ValueError, KeyError) as problem:
         raise DataError(f"{path} is no safetensors file ({problem}); train the network again") from None
+
+
+def _exists(folder: Path) -> DataError:
+    return DataError(f"the checkpoint folder {folder} exists; expected a new one; name another with -o")
 
 
 def _check_fit(path: Path, wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:

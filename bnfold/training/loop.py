@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -75,12 +75,8 @@ def fit(network: nn.Module, data: Dataset, recipe: Recipe, device: torch.device,
             loss_sum += loss.detach() * len(index)
             correct += (logits.detach().argmax(1) == classes[index]).sum()
         mean_loss = float(loss_sum) / len(images)
-        if not math.isfinite(mean_loss):
-            raise DataError(
-                f"recipe '{recipe.name}': the loss became {mean_loss} in epoch {epoch}; "
-                "lower optimizer.learning_rate; no checkpoint was written"
-            )
         loss_out, accuracy_out = evaluate(network, *held_out)
+        _check_finite(recipe.name, epoch, {"loss": mean_loss, "held-out loss": loss_out})
         seconds = time.perf_counter() - start
         row = Epoch(epoch, rate, mean_loss, float(correct) / len(images), loss_out, accuracy_out, seconds)
         history.append(row)
@@ -89,6 +85,16 @@ def fit(network: nn.Module, data: Dataset, recipe: Recipe, device: torch.device,
             f"{len(images) / seconds:.0f} images/s"
         )
     return history
+
+
+def _check_finite(name: str, epoch: int, losses: Mapping[str, float]) -> None:
+    # The last step of an epoch can break the network while its own loss is still finite: only the held-out one tells.
+    for which, value in losses.items():
+        if not math.isfinite(value):
+            raise DataError(
+                f"recipe '{name}': the {which} became {value} in epoch {epoch}, expected a finite one; "
+                "lower optimizer.learning_rate; no checkpoint was written"
+            )
 
 
 def evaluate(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:

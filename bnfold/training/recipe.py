@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,7 +15,13 @@ NETWORKS = ("mlp", "plain_cnn", "resnet")
 DATASETS = ("digits",)
 OPTIMIZERS = ("sgd", "adamw")
 SCHEDULES = ("one_cycle", "cosine", "constant")
+# Checkpoints are held to these too: what a stranger wrote must not make a network that does not fit the memory.
+MAX_WIDTH = 65536
+MAX_WIDTHS = 64
+MAX_BLOCKS = 32
 
+# A text without quotes, as a shell leaves it; what begins like a number or is a TOML word is none.
+_WORD = re.compile(r"(?!(?:true|false|inf|nan)$)[A-Za-z_./][A-Za-z0-9_./-]*")
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 
 
@@ -86,13 +91,19 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
         raise DataError(f"the recipe {path} cannot be read ({problem}); expected a TOML file") from None
-    try:
-        document = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as problem:
-        raise DataError(f"the recipe {path} is no TOML: {problem}") from None
+    document = _parse(text, f"the recipe {path}")
     for override in overrides:
         _override(document, override, path)
     return _recipe(_Table(document, str(path), ""))
+
+
+def _parse(text: str, what: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise DataError(f"{what} is nested too deeply to be read; expected tables of plain values") from None
+    except ValueError as problem:  # TOMLDecodeError, and integers of more digits than Python converts
+        raise DataError(f"{what} is no TOML: {problem}") from None
 
 
 def _recipe(top: _Table) -> Recipe:
@@ -102,6 +113,9 @@ def _recipe(top: _Table) -> Recipe:
         top.refuse("name", "1 to 128 of A-Z a-z 0-9 _ . - and no dot first")
     data = top.table("data", ("name",))
     network = top.table("network", ("kind", "widths", "blocks"))
+    kind = network.choice("kind", NETWORKS)
+    if kind != "resnet":
+        network.check_keys(("kind", "widths"))
     optimizer = top.table("optimizer", ("kind", "learning_rate", "momentum", "weight_decay"))
     train = top.table("train", ("epochs", "batch_size", "schedule", "label_smoothing", "threads"))
     augmentation = top.table("augmentation", ("shift",))
@@ -110,9 +124,9 @@ def _recipe(top: _Table) -> Recipe:
         seed=top.integer("seed", 0, 2**31 - 1, default=0),
         data=data.choice("name", DATASETS),
         network=Network(
-            kind=network.choice("kind", NETWORKS),
-            widths=network.integers("widths", 1, 65536),
-            blocks=network.integer("blocks", 1, 100, default=1),
+            kind=kind,
+            widths=network.integers("widths", 1, MAX_WIDTH, most=MAX_WIDTHS),
+            blocks=network.integer("blocks", 1, MAX_BLOCKS, default=1),
         ),
         optimizer=Optimizer(
             kind=optimizer.choice("kind", OPTIMIZERS),
@@ -136,10 +150,13 @@ def _override(document: dict[str, Any], override: str, path: Path) -> None:
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise DataError(f"--set {override}: expected key=value, with dots between tables, say train.epochs=5")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()
+    if _WORD.fullmatch(text.strip()):
+        value: Any = text.strip()
+    else:
+        parsed = _parse(f"value = {text}", f"--set {override:.80}")
+        if len(parsed) != 1:
+            raise DataError(f"--set {key}: found several values, expected one; give --set once for each key")
+        value = parsed["value"]
     table = document
     for part in keys[:-1]:
         table = table.setdefault(part, {})
@@ -190,25 +207,26 @@ class _Table:
             self.refuse(key, f"an integer from {low} to {high}")
         return value
 
-    def integers(self, key: str, low: int, high: int) -> tuple[int, ...]:
+    def integers(self, key: str, low: int, high: int, *, most: int) -> tuple[int, ...]:
         value = self._get(key, None)
-        if not isinstance(value, list) or not value or any(type(v) is not int or not low <= v <= high for v in value):
-            self.refuse(key, f"a list of at least one integer from {low} to {high}")
+        is_list = isinstance(value, list) and 1 <= len(value) <= most
+        if not is_list or any(type(item) is not int or not low <= item <= high for item in value):
+            self.refuse(key, f"a list of 1 to {most} integers from {low} to {high}")
         return tuple(value)
 
     def number(
         self, key: str, low: float, high: float, default: float | None = None, *, open_low: bool = False
     ) -> float:
         value = self._get(key, default)
-        is_number = type(value) in (int, float) and math.isfinite(value)
-        if not is_number or not low <= value <= high or (open_low and value == low):
+        if type(value) not in (int, float) or not low <= value <= high or (open_low and value == low):
             self.refuse(key, f"a number {'above' if open_low else 'from'} {low:g} up to {high:g}")
         return float(value)
 
     def refuse(self, key: str, expected: str) -> NoReturn:
-        raise DataError(
-            f"the recipe {self._file} has {self._values.get(key)!r:.80} as '{self._prefix}{key}'; expected {expected}"
-        )
+        value = self._values.get(key)
+        # Python refuses to write out an integer of thousands of digits; TOML can give one in hexadecimal.
+        found = f"an integer of {value.bit_length()} bits" if type(value) is int and abs(value) > 2**64 else repr(value)
+        raise DataError(f"the recipe {self._file} has {found:.80} as '{self._prefix}{key}'; expected {expected}")
 
     def _get(self, key: str, default: Any) -> Any:
         if key in self._values:

@@ -11,8 +11,7 @@ from typing import Any
 
 import torch
 
-from bnfold.errors import DataError
-from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, save_checkpoint
+from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_folder, save_checkpoint
 from bnfold.training.datasets import Dataset, load_dataset
 from bnfold.training.loop import Epoch, Progress, choose_device, fit
 from bnfold.training.networks import build_network
@@ -40,8 +39,7 @@ def train(
     wanted = load_recipe(recipe, overrides)
     place = choose_device(device)
     folder = Path(output) if output is not None else _next_run(wanted.name)
-    if folder.exists():
-        raise DataError(f"the checkpoint folder {folder} exists; expected a new one; name another with -o")
+    check_folder(folder)
     data = load_dataset(wanted.data)
     shape = data.images.shape[1:]
     args = {"widths": list(wanted.network.widths), "blocks": wanted.network.blocks}
@@ -55,7 +53,7 @@ def train(
     finally:
         torch.set_num_threads(threads)
     meta = _meta(wanted, data, args, history, place)
-    return save_checkpoint(folder, network.to("cpu"), meta, history)
+    return save_checkpoint(folder, network.to("cpu"), meta, history, counted=output is None)
 
 
 def _next_run(name: str) -> Path:

@@ -48,6 +48,11 @@ def edit_weights(folder: Path, edit: Callable[[dict[str, torch.Tensor]], Any]) -
     save_file(state, folder / "weights.safetensors")
 
 
+def edit_document(folder: Path, change: dict[str, Any]) -> None:
+    document = json.loads((folder / "checkpoint.json").read_text()) | change
+    (folder / "checkpoint.json").write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
@@ -76,13 +81,19 @@ def test_damaged_weights_are_one_sentence(copy: Path) -> None:
         ({"labels": []}, "labels"),
         ({"extra": 1}, "unknown key"),
         ({"network": {"kind": "mlp", "args": {"widths": [10**9], "blocks": 1}}}, "widths"),
+        ({"network": {"kind": "resnet", "args": {"widths": [1] * 1000, "blocks": 1}}}, "widths"),
+        ({"network": {"kind": "resnet", "args": {"widths": [1], "blocks": 10**6}}}, "blocks"),
+        ({"network": {"kind": "other", "args": {"widths": [1], "blocks": 1}}}, "'other' as 'kind'"),
+        ({"name": "../up"}, "no dot first"),
+        ({"data": "faces"}, "'faces' as 'data'"),
+        ({"metrics": 5}, "metrics"),
+        ({"input": {"name": "input", "shape": [1, 16384, 16384], "dtype": "float32"}}, "shape"),
         ({"input": {"name": "input", "shape": [1, -8, 8], "dtype": "float32"}}, "shape"),
         ({"preprocessing": {"mode": "L"}}, "preprocessing"),
     ],
 )
 def test_a_document_outside_the_schema_is_refused(copy: Path, change: dict[str, Any], message: str) -> None:
-    document = json.loads((copy / "checkpoint.json").read_text()) | change
-    (copy / "checkpoint.json").write_text(json.dumps(document))
+    edit_document(copy, change)
     with pytest.raises(DataError, match=message) as raised:
         load_checkpoint(copy)
     assert "bundle" not in str(raised.value)
@@ -94,9 +105,23 @@ def test_a_document_that_is_no_json_is_refused(copy: Path) -> None:
         load_checkpoint(copy)
 
 
-def test_an_unknown_network_is_named(copy: Path) -> None:
-    document = json.loads((copy / "checkpoint.json").read_text())
-    document["network"]["kind"] = "other"
-    (copy / "checkpoint.json").write_text(json.dumps(document))
-    with pytest.raises(DataError, match="network 'other'"):
+def test_a_document_that_asks_for_terabytes_is_refused_by_the_tensors_that_are_there(copy: Path) -> None:
+    edit_document(copy, {"network": {"kind": "mlp", "args": {"widths": [65536] * 64, "blocks": 1}}})
+    with pytest.raises(DataError, match=r"features\.\d+\.weight"):
         load_checkpoint(copy).module()
+
+
+def test_held_out_samples_of_another_shape_than_the_input_are_refused(copy: Path) -> None:
+    picture = {"mode": "L", "height": 4, "width": 4, "scale": 1.0, "mean": [0.0], "std": [1.0]}
+    edit_document(copy, {"preprocessing": picture, "input": {"name": "input", "shape": [1, 4, 4], "dtype": "float32"}})
+    with pytest.raises(DataError, match="as in its data set 'digits'"):
+        load_checkpoint(copy).held_out()
+
+
+def test_a_loaded_network_does_not_share_memory_with_the_file_or_another_load(checkpoint: Checkpoint) -> None:
+    first = checkpoint.module()
+    with torch.no_grad():
+        for parameter in first.parameters():
+            parameter.zero_()
+    assert any(parameter.abs().sum() > 0 for parameter in checkpoint.module().parameters())
+    assert all(not tensor.is_meta for tensor in first.state_dict().values())

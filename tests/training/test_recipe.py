@@ -66,6 +66,16 @@ def test_overrides_reach_into_tables_and_are_values_as_in_toml(tmp_path: Path) -
         ("name.x=1", "not a table"),
         ("name=../up", "no dot first"),
         ("data=digits", "a table"),
+        ("network.blocks=2", "unknown key 'network.blocks'"),
+        (f"network.widths={[8] * 65}", "1 to 64 integers"),
+        ("train.epochs=2\nseed=3", "several values"),
+        ("train.epochs=[1", "no TOML"),
+        ("seed=" + "[" * 5000, "nested too deeply"),
+        ("seed=" + "1" * 5000, "no TOML"),
+        ("seed=0x" + "f" * 5000, "an integer of 20000 bits"),
+        ("optimizer.learning_rate=1" + "0" * 400, "optimizer.learning_rate"),
+        ("optimizer.learning_rate=inf", "optimizer.learning_rate"),
+        ("train.schedule=2026-01-01", "train.schedule"),
     ],
 )
 def test_each_fault_is_one_sentence_with_the_key(tmp_path: Path, override: str, message: str) -> None:
@@ -73,6 +83,11 @@ def test_each_fault_is_one_sentence_with_the_key(tmp_path: Path, override: str, 
         load_recipe(write(tmp_path, GOOD), [override])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_blocks_are_read_for_a_residual_network(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD), ["network.kind=resnet", "network.blocks=3"])
+    assert recipe.network.blocks == 3
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from bnfold.errors import DataError
-from bnfold.training import Checkpoint, train
-from bnfold.training.datasets import load_dataset
-from bnfold.training.loop import _batches, _shifted
+from bnfold.training import Checkpoint, load_recipe, train, trainer
+from bnfold.training.datasets import Dataset, load_dataset
+from bnfold.training.loop import _batches, _optimizer, _schedule, _shifted
 
 
 def test_training_learns(checkpoint: Checkpoint) -> None:
@@ -98,6 +99,33 @@ def test_a_loss_that_is_not_finite_stops_without_a_checkpoint(recipe: Path, tmp_
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_network_broken_by_its_last_step_leaves_no_checkpoint(recipe: Path, tmp_path: Path) -> None:
+    """One step an epoch: the training loss is that of the initial weights, finite."""
+    faults = ["train.epochs=1", "train.batch_size=2000", "train.schedule=constant", "network.widths=[4,4,4,4,4,4,4,4]"]
+    faults += ["optimizer.learning_rate=1e6", "optimizer.weight_decay=1e6"]
+    with pytest.raises(DataError, match="the held-out loss became"):
+        train(recipe, output=tmp_path / "run", overrides=faults)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_training(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    lines: list[str] = []
+    with pytest.raises(DataError, match="is no folder that may be written to"):
+        train(recipe, output=tmp_path / "file" / "run", progress=lines.append)
+    assert lines == []
+
+
+def test_a_number_that_another_run_took_meanwhile_is_passed_over(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = tmp_path / "runs" / "quick" / "1"
+    made = train(recipe, overrides=["train.epochs=1"], progress=lambda _: other.mkdir(parents=True))
+    assert made.path == Path("runs/quick/2")
+    assert list(other.iterdir()) == []
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
 def test_cuda_without_a_device_is_one_sentence(recipe: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="finds no CUDA device"):
@@ -110,6 +138,81 @@ def test_held_out_samples_are_every_fifth_and_not_trained_on() -> None:
     assert np.flatnonzero(data.held_out)[:3].tolist() == [4, 9, 14]
     assert len(data.training_part()[0]) + len(data.held_out_part()[0]) == 1797
     assert set(np.unique(data.held_out_part()[1])) == set(range(10))
+
+
+def test_held_out_samples_do_not_touch_the_weights(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With noise for the held-out digits the weights are the same; with one training digit changed they are not."""
+
+    def trained(name: str, spoilt: Dataset) -> bytes:
+        monkeypatch.setattr(trainer, "load_dataset", lambda _: spoilt)
+        made = train(recipe, output=tmp_path / name, overrides=["train.epochs=1"])
+        return (made.path / "weights.safetensors").read_bytes()
+
+    def spoil(where: np.ndarray) -> Dataset:
+        images = data.images.copy()
+        images[where] = np.random.default_rng(0).random(images[where].shape, dtype=np.float32)
+        return dataclasses.replace(data, images=images)
+
+    data = load_dataset("digits")
+    plain = trained("plain", data)
+    assert trained("held-out", spoil(data.held_out)) == plain
+    assert trained("one", spoil(np.arange(len(data.images)) == 0)) != plain
+
+
+def test_every_option_of_the_loop_has_its_effect(recipe: Path, tmp_path: Path) -> None:
+    options = [
+        "optimizer.kind=adamw", "optimizer.momentum=0.5", "optimizer.weight_decay=0.1", "train.schedule=cosine",
+        "train.label_smoothing=0.1", "train.batch_size=32", "augmentation.shift=0",
+    ]  # fmt: skip
+    runs = {
+        option: train(recipe, output=tmp_path / option, overrides=["train.epochs=1", option]).path
+        for option in ["train.epochs=1", *options]
+    }
+    weights = {(path / "weights.safetensors").read_bytes() for path in runs.values()}
+    assert len(weights) == len(runs)
+
+
+def test_norms_and_biases_do_not_decay(recipe: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    for kind in ("sgd", "adamw"):
+        wanted = load_recipe(recipe, [f"optimizer.kind={kind}"]).optimizer
+        decay = {
+            id(p): group["weight_decay"] for group in _optimizer(network, wanted).param_groups for p in group["params"]
+        }
+        found = {name: decay[id(parameter)] for name, parameter in network.named_parameters()}
+        assert found == {"0.weight": 0.0005, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "first", "peak", "last"),
+    [("one_cycle", 0.05, 20, 0.0125), ("cosine", 1, 0, (1 + np.cos(0.99 * np.pi)) / 2), ("constant", 1, 0, 1)],
+)
+def test_the_learning_rate_follows_the_schedule(
+    recipe: Path, schedule: str, first: float, peak: int, last: float
+) -> None:
+    wanted = load_recipe(recipe, [f"train.schedule={schedule}", "optimizer.learning_rate=1"])
+    optimizer = _optimizer(torch.nn.Linear(2, 2), wanted.optimizer)
+    scheduler = _schedule(optimizer, wanted, steps=100)
+    rates = []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    assert rates[0] == pytest.approx(first)
+    assert rates[peak] == max(rates) == 1
+    assert rates[-1] == pytest.approx(last)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
+def test_auto_is_the_cpu_without_a_device(checkpoint: Checkpoint) -> None:
+    assert checkpoint.meta["metrics"]["device"] == "cpu"
+
+
+def test_an_unknown_device_is_one_sentence(recipe: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="expected auto, cpu or cuda"):
+        train(recipe, output=tmp_path / "run", device="tpu")
 
 
 def test_no_batch_has_a_single_sample() -> None:
