@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from bnfold.bundle import Bundle, Golden
 from bnfold.errors import FoldError, ParityError
+from bnfold.folding.onnx_file import from_proto, load_model
 from bnfold.folding.report import FoldReport
 from bnfold.manifest import MODEL, REFERENCE, SIDECAR
 from bnfold.parity.certificate import Certificate, Expectation, certify, expect
@@ -40,17 +41,20 @@ class Evidence:
     @cached_property
     def reference_proto(self) -> onnx.ModelProto:
         """The unfolded model, its tensors in it."""
-        return self._proto(REFERENCE)
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.bundle.read(REFERENCE))
+        if self._has_sidecar:
+            onnx.external_data_helper.load_external_data_for_model(model, str(self.bundle.path))
+        return model
 
     @cached_property
     def reference(self) -> ir.Model:
         """The unfolded model."""
-        return ir.from_proto(self.reference_proto)
+        return self._model(REFERENCE)
 
     @cached_property
     def folded(self) -> ir.Model:
         """The folded model."""
-        return ir.from_proto(self._proto(MODEL))
+        return self._model(MODEL)
 
     @cached_property
     def report(self) -> FoldReport:
@@ -139,13 +143,17 @@ class Evidence:
             parts.append({name: array[: rows - begin] for name, array in answers.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _proto(self, file: str) -> onnx.ModelProto:
-        model: onnx.ModelProto = onnx.ModelProto.FromString(self.bundle.read(file))
-        if SIDECAR in self.bundle.manifest.files:
-            onnx.external_data_helper.load_external_data_for_model(model, str(self.bundle.path))
-        return model
+    # A model with a sidecar is opened where it lies; any other one by the very bytes whose hash was checked.
+
+    @property
+    def _has_sidecar(self) -> bool:
+        return SIDECAR in self.bundle.manifest.files
+
+    def _model(self, file: str) -> ir.Model:
+        if self._has_sidecar:
+            return load_model(self.bundle.path / file)
+        return from_proto(onnx.ModelProto.FromString(self.bundle.read(file)), file)
 
     def _session(self, file: str, *, optimise: bool) -> Session:
-        # A file with a sidecar must be opened where it lies; any other one by the very bytes whose hash was checked.
-        source = self.bundle.path / file if SIDECAR in self.bundle.manifest.files else self.bundle.read(file)
+        source = self.bundle.path / file if self._has_sidecar else self.bundle.read(file)
         return open_session(source, optimise=optimise, device=self.device, threads=self.threads)

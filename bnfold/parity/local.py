@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, ParityError
 from bnfold.folding.facts import Array, Norm
+from bnfold.folding.onnx_file import to_proto
 from bnfold.folding.onnx_graph import read
 from bnfold.parity import bounds
 from bnfold.parity.certificate import Site, exact_bias, exact_map, output_channels
@@ -71,7 +72,7 @@ def check_sites(
 
     Raises ParityError when the reference itself cannot be run on them.
     """
-    proto = ir.to_proto(reference)
+    proto = to_proto(reference)
     inner = [site.linear.input for site in sites]
     try:
         session = open_session(with_outputs(proto, inner), optimise=False, threads=threads)
@@ -79,7 +80,7 @@ def check_sites(
     except BnfoldError as problem:
         raise ParityError(f"the reference cannot be run site by site: {problem}") from problem
     norms = read(reference).norms
-    before, after = Spans(proto), Spans(ir.to_proto(folded))
+    before, after = Spans(proto), Spans(to_proto(folded))
     results = []
     for site in sites:
         inputs = [values[site.linear.input] for values in activations]

@@ -72,7 +72,7 @@ def certificate(evidence: Evidence) -> TierResult:
     wrong = [tensor for tensor in found.tensors if not tensor.nearest]
     headline = f"{len(found.tensors)} folded tensors, {elements:,} values, "
     headline += f"{len(wrong)} tensors wrong; " if wrong else "each the nearest; "
-    headline += f"worst {found.worst_ulp:.4g} ulp"
+    headline += f"worst {found.worst_ulp:.4f} ulp" if found.worst_ulp < 10 else f"worst {found.worst_ulp:,.4g} ulp"
     headline += "; the graph is not the fold of the reference" if found.structure else ""
     summary = {
         "tensors": len(found.tensors), "elements": elements, "wrong_tensors": len(wrong),
@@ -155,7 +155,8 @@ def source(evidence: Evidence) -> TierResult:
         worst = max(worst, apart.folded_error)
     status: Status = "fails" if findings else "holds"
     count = len(evidence.bundle.manifest.source_tensors)
-    headline = f"{count} source tensors, {len(findings)} findings; stored truth {worst:.2g} from a float64 run"
+    headline = f"{len(findings)} differences from the source" if findings else f"{count} source tensors as recorded"
+    headline += f"; stored truth {worst:.2g} from a float64 run"
     summary = {"source_tensors": count, "truth_difference": worst}
     return TierResult("T3b", "reference", status, headline, summary, tuple(findings))
 

@@ -233,6 +233,70 @@ def _calibrate(model: onnx.ModelProto, norm: str, rng: np.random.Generator) -> N
                 tensor.CopyFrom(numpy_helper.from_array(near.reshape(old.shape).astype(old.dtype), tensor.name))
 
 
+def spellings() -> dict[str, onnx.ModelProto]:
+    """Networks of one site each, written as exporters and people write them."""
+    return {make.__name__.lstrip("_"): make(Builder(np.random.default_rng(7))) for make in _SPELLINGS}
+
+
+def _dense_over_the_last_of_three_axes(build: Builder) -> onnx.ModelProto:
+    y = build.node("MatMul", ["input", build.constant("w", build.normal(5, 7))])
+    y = build.node("Add", [build.constant("c", build.normal(7)), y])
+    return build.model((None, 4, 5), build.hand_written(y, "norm", (7,)), 3)
+
+
+def _identities_between_and_same_padding(build: Builder) -> onnx.ModelProto:
+    x = build.node("Identity", ["input"])
+    y = build.node("Conv", [x, build.constant("w", build.normal(6, 3, 3, 3))], auto_pad="SAME_UPPER", strides=[2, 2])
+    y = build.batch_norm(build.node("Identity", [y]), "first", 6)
+    return build.model((None, 3, 7, 7), build.batch_norm(build.node("Dropout", [y]), "second", 6), 4)
+
+
+def _parameters_in_constant_nodes(build: Builder) -> onnx.ModelProto:
+    def constant(values: Array) -> str:
+        return build.node("Constant", [], value=numpy_helper.from_array(values.astype(np.float32)))
+
+    y = build.node("Conv", ["input", constant(build.normal(6, 3, 3, 3))])
+    y = build.node("BatchNormalization", [y, *map(constant, build.statistics(6).values())])
+    return build.model((None, 3, 7, 7), y, 4)
+
+
+def _bias_and_factor_as_nodes(build: Builder) -> onnx.ModelProto:
+    y = build.node("Conv", ["input", build.constant("w", build.normal(6, 3, 3, 3))])
+    y = build.node("Add", [y, build.constant("c", build.normal(6, 1, 1))])
+    y = build.node("Mul", [build.batch_norm(y, "norm", 6), build.constant("factor", np.array(0.3))])
+    return build.model((None, 3, 7, 7), y, 4)
+
+
+def _scale_and_shift_computed_in_the_graph(build: Builder) -> onnx.ModelProto:
+    y = build.node("MatMul", ["input", build.constant("w", build.normal(4, 6))])
+    parts = {k: build.constant(k, v) for k, v in build.statistics(6).items()}
+    total = build.node("Add", [parts["variance"], build.constant("eps", np.array(1e-3))])
+    scale = build.node("Div", [parts["gamma"], build.node("Sqrt", [total])])
+    shift = build.node("Sub", [parts["beta"], build.node("Mul", [parts["mean"], scale])])
+    return build.model((None, 4), build.node("Add", [build.node("Mul", [y, scale]), shift]), 2)
+
+
+def _reciprocal_root(build: Builder) -> onnx.ModelProto:
+    y = build.node("Gemm", ["input", build.constant("w", build.normal(4, 6))], alpha=0.7, transA=1)
+    parts = {k: build.constant(k, v) for k, v in build.statistics(6).items()}
+    total = build.node("Add", [parts["variance"], build.constant("eps", np.array(1e-3))])
+    root = build.node("Reciprocal", [build.node("Sqrt", [total])])
+    y = build.node("Mul", [build.node("Sub", [y, parts["mean"]]), root])
+    y = build.node("Add", [build.node("Mul", [parts["gamma"], y]), parts["beta"]])
+    model = build.model((None, 4), y, 2)
+    for size, name in zip(model.graph.input[0].type.tensor_type.shape.dim, ("four", "n"), strict=True):
+        size.Clear()
+        size.dim_param = name
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
+    return model
+
+
+_SPELLINGS = (
+    _dense_over_the_last_of_three_axes, _identities_between_and_same_padding, _parameters_in_constant_nodes,
+    _bias_and_factor_as_nodes, _scale_and_shift_computed_in_the_graph, _reciprocal_root,
+)  # fmt: skip
+
+
 def fold(model: onnx.ModelProto) -> tuple[ir.Model, ir.Model, Any]:
     """(reference, folded, report) as ONNX IR."""
     reference = ir.from_proto(model)

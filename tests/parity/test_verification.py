@@ -11,12 +11,14 @@ import pytest
 from parity_mutants import replace
 from parity_networks import Builder, Layer, add_layer, small_cnn
 
+from bnfold import sidecar
 from bnfold.build import build_bundle
 from bnfold.bundle import inspect_bundle, load_bundle
 from bnfold.errors import BundleError, DataError, ParityError
 from bnfold.folding.report import NormOutcome
 from bnfold.goldens import dump_tensors, load_tensors
 from bnfold.parity import TIERS, prove, verify
+from bnfold.parity.gate import check_gate
 
 Mend = Callable[[Path], None]
 
@@ -246,6 +248,17 @@ def test_a_network_of_a_fixed_batch_size_is_run_in_batches_of_it(tmp_path: Path)
     found = verify(bundle, data=data)
     assert found.holds is True, found.to_table()
     assert found.tier("T4").summary["rows"] == 7
+
+
+def test_a_model_with_a_sidecar_is_proven_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sidecar, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(sidecar, "_SMALL", 100)
+    bundle = build(tmp_path, small_cnn(), output_kind="logits")
+    assert (bundle.path / "model.onnx.data").is_file()
+    found = verify(bundle)
+    assert found.holds is True, found.to_table()
+    assert found.tier("T1").summary["elements"] == 7840
+    assert check_gate(bundle).passed
 
 
 def test_norms_that_stay_are_no_fault(tmp_path: Path) -> None:
