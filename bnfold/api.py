@@ -62,7 +62,8 @@ def fold(
     from bnfold.folding import onnx_file, onnx_graph
 
     if kind == "ir":
-        return FoldResult(*onnx_graph.fold(source, keep=keep, moves=moves))
+        folded, report, fold_map = onnx_graph.fold(source, keep=keep, moves=moves)
+        return FoldResult(onnx_file.own_tensors(folded), report, fold_map)
     model = onnx_file.from_proto(source) if kind == "proto" else onnx_file.load_model(source)
     folded, report, fold_map = onnx_graph.fold(model, keep=keep, moves=moves)
     return FoldResult(onnx_file.to_proto(folded), report, fold_map)

@@ -23,7 +23,7 @@ FLOATS = {
     ir.DataType.DOUBLE: "float64",
 }
 _WIDTH = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
-_DEEPEST = 64  # expressions are walked recursively; deeper ones are not taken for constants
+_LARGEST = 64  # operations; expressions are walked recursively and as trees; larger ones are not taken for constants
 _SAME_NUMBERS = {"Identity", "Reshape", "Unsqueeze", "Squeeze"}
 _BINARY: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
 
@@ -34,7 +34,7 @@ class Constants:
     def __init__(self, graph: ir.Graph, *, ir_version: int) -> None:
         listed = {value.name for value in graph.inputs} if ir_version >= 4 else set()
         self._exprs: dict[ir.Value, Expr] = {}
-        self._depth: dict[ir.Value, int] = {}
+        self._size: dict[ir.Value, int] = {}
         self._stored: dict[ir.Value, Tensor] = {}
         self._integers: dict[ir.Value, tuple[int, ...]] = {}
         self.overridable: set[ir.Value] = set()
@@ -61,8 +61,8 @@ class Constants:
         return None if value is None else self._integers.get(value)
 
     def take(self, node: ir.Node) -> bool:
-        """Enter the outputs of a node that is constant; true when it is one."""
-        if node.domain not in ("", "ai.onnx") or len(node.outputs) != 1:
+        """Enter the output of a node of the standard operator set that is constant; true when it is one."""
+        if len(node.outputs) != 1:
             return False
         output = node.outputs[0]
         if node.op_type == "Constant":
@@ -73,11 +73,12 @@ class Constants:
         if not node.inputs or self.get(node.inputs[0]) is None:
             return False
         expr = self._derived(node)
-        depth = 1 + max(self._depth.get(value, 0) for value in node.inputs if value is not None)
-        if expr is None or depth > _DEEPEST:
+        size = sum(self._size.get(value, 0) for value in node.inputs if value is not None)
+        size += node.op_type not in ("Identity", "Cast")
+        if expr is None or size > _LARGEST:
             return False
         self._exprs[output] = expr
-        self._depth[output] = depth
+        self._size[output] = size
         stored = self.stored(node.inputs[0])
         if stored is not None and (node.op_type in _SAME_NUMBERS or (node.op_type == "Cast" and _keeps_dtype(node))):
             self._stored[output] = stored
@@ -119,7 +120,7 @@ class Constants:
             case "Neg":
                 return Op("sub", (ZERO, of))
             case "Pow":
-                return _power(of, self.get(node.inputs[1]))
+                return _power(of, self.get(node.inputs[1])) if len(node.inputs) == 2 else None
             case "Add" | "Sub" | "Mul" | "Div" if len(node.inputs) == 2 and not node.attributes:
                 return self._binary(node.op_type, of, self.get(node.inputs[1]))
         return None

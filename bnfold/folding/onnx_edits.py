@@ -35,7 +35,7 @@ def carry_out(model: ir.Model, edits: Sequence[Edit]) -> tuple[ir.Model, FoldMap
 
     Raises FoldError when an edit names a value that the model does not have.
     """
-    clone = model.clone()
+    clone = clone_of(model)
     editor = _Editor(clone)
     for edit in edits:
         match edit:
@@ -47,12 +47,28 @@ def carry_out(model: ir.Model, edits: Sequence[Edit]) -> tuple[ir.Model, FoldMap
     return clone, tuple(editor.fold_map)
 
 
+def clone_of(model: ir.Model) -> ir.Model:
+    """A clone of a model; it shares the tensors of the constants, which nobody writes to.
+
+    Raises FoldError for a model made in memory whose nodes read values before they are written, or by nobody.
+    """
+    try:
+        return model.clone()
+    except (RuntimeError, ValueError, KeyError) as problem:
+        while problem.__cause__ is not None:
+            problem = problem.__cause__  # type: ignore[assignment]
+        raise FoldError(
+            "the ONNX model in memory cannot be copied, because its nodes are not in topological order or read a value "
+            f"that no node writes ({str(problem)[:200]}); call model.graph.sort() or mend the model first"
+        ) from None
+
+
 class _Editor:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
         self._graph = model.graph
         self._taken = {str(value.name) for value in _all_values(model.graph)}
-        self._values = {str(value.name): value for value in _all_values(model.graph)}
+        self._values = {str(value.name): value for value in main_values(model.graph)}
         self._dead: list[ir.Node] = []
         self._unused: list[ir.Value] = []
         self.fold_map: list[dict[str, Any]] = []
@@ -102,7 +118,7 @@ class _Editor:
             self._graph.remove(node, safe=True)
             queue.extend(producer for value in inputs if (producer := value.producer()) is not None)
             self._unused.extend(value for value in inputs if value.is_initializer())
-        if self._model.ir_version < 4:
+        if self._model.ir_version < 4 and self.fold_map:
             self._modernise()
         listed = set(self._graph.inputs)
         for value in self._unused:
@@ -165,10 +181,11 @@ def _sibling(weight: str, role: str) -> str:
     return f"{owner}.{role}" if owner and last == "weight" else f"{weight}.{role}"
 
 
+def main_values(graph: ir.Graph) -> list[ir.Value]:
+    """The named values of a graph without those of its subgraphs, each once."""
+    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
+    return [value for value in dict.fromkeys(values) if value.name]
+
+
 def _all_values(graph: ir.Graph) -> list[ir.Value]:
-    values: list[ir.Value] = [*graph.inputs, *graph.initializers.values()]
-    for node in graph.all_nodes():
-        values.extend(node.outputs)
-    for inner in graph.subgraphs():
-        values.extend([*inner.inputs, *inner.initializers.values()])
-    return values
+    return [value for part in (graph, *graph.subgraphs()) for value in main_values(part)]

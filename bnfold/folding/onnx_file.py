@@ -35,7 +35,13 @@ def load_model(path: Path | str) -> ir.Model:
 
 
 def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model") -> ir.Model:
-    """A model in memory as ONNX IR. Raises FoldError when the ONNX checker refuses it."""
+    """A model in memory as ONNX IR. Raises FoldError when the ONNX checker refuses it, or its data are in a file."""
+    for tensor in onnx.external_data_helper._get_all_tensors(proto):
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise FoldError(
+                f"{label} has the data of tensor '{tensor.name}' in a file, and no folder to look for it; "
+                "fold the path of the model, or load it with its external data"
+            )
     _check(proto, label, where=None)
     return _from_proto(proto, label, base=None)
 
@@ -45,7 +51,35 @@ def to_proto(model: ir.Model) -> onnx.ModelProto:
     return ir.to_proto(ir.external_data.load_to_model(model))
 
 
+def own_tensors(model: ir.Model) -> ir.Model:
+    """The model with copies of all tensors that are in memory, in place; it then shares no storage with another."""
+    for graph in (model.graph, *model.graph.subgraphs()):
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.const_value = _copied(value.const_value)
+    nodes = [
+        *model.graph.all_nodes(),
+        *(node for function in model.functions.values() for node in function.all_nodes()),
+    ]
+    for node in nodes:
+        for name, attribute in list(node.attributes.items()):
+            if not attribute.is_ref() and attribute.type == ir.AttributeType.TENSOR:
+                node.attributes[name] = ir.AttrTensor(name, _copied(attribute.as_tensor()))
+            elif not attribute.is_ref() and attribute.type == ir.AttributeType.TENSORS:
+                node.attributes[name] = ir.AttrTensors(name, [_copied(tensor) for tensor in attribute.as_tensors()])
+    return model
+
+
+def _copied(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
+    if isinstance(tensor, ir.ExternalTensor) or tensor.dtype == ir.DataType.STRING:
+        return tensor
+    return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
+
+
 def _from_proto(proto: onnx.ModelProto, label: str, *, base: Path | None) -> ir.Model:
+    if proto.graph.sparse_initializer:
+        name = proto.graph.sparse_initializer[0].values.name
+        raise FoldError(f"{label} has a sparse initialiser '{name}'; expected dense tensors; store it as one")
     try:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as problem:

@@ -6,15 +6,18 @@ subgraphs and functions are listed and left alone. Operators are read by the ONN
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
+from bnfold.errors import FoldError
 from bnfold.folding.facts import ONE, ZERO, Graph, Node, Norm, Opaque, Reason
 from bnfold.folding.onnx_constants import Constants
-from bnfold.folding.onnx_edits import FoldMap, apply, carry_out
+from bnfold.folding.onnx_edits import FoldMap, apply, carry_out, clone_of, main_values
 from bnfold.folding.onnx_nodes import Reader
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
@@ -40,10 +43,37 @@ def plan(model: ir.Model, *, keep: Sequence[str] = (), moves: str | Sequence[str
 
 
 def read(model: ir.Model) -> Graph:
-    """The facts of a model's main graph. Shapes are inferred on a clone; what cannot be inferred stays unknown."""
-    clone = model.clone()
-    common_passes.ShapeInferencePass(strict_mode=False)(clone)
+    """The facts of a model's main graph. Shapes are inferred on a clone; what cannot be inferred stays unknown.
+
+    Raises FoldError for a model in memory whose nodes are in no order, or whose values share a name.
+    """
+    clone = clone_of(model)
+    _check_names(clone.graph)
+    with _quiet():
+        common_passes.ShapeInferencePass(strict_mode=False)(clone)
     return _Reading(clone).facts()
+
+
+def _check_names(graph: ir.Graph) -> None:
+    """Facts know a value by its name. The checker of ONNX has seen to that, but not for a model made in memory."""
+    known: dict[str, ir.Value] = {}
+    for value in main_values(graph):
+        if known.setdefault(str(value.name), value) is not value:
+            raise FoldError(
+                f"two values of the ONNX graph have the name '{value.name}'; expected names of their own; "
+                "run onnx_ir.passes.common.NameFixPass on the model first"
+            )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Shape inference logs a traceback where it fails; a shape that stays unknown is no fault of the model."""
+    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 class _Reading:
@@ -56,17 +86,20 @@ class _Reading:
         self.alias: dict[ir.Value, ir.Value] = {}
         self.uses: Counter[Hashable] = Counter()
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+        self.ids = {str(value.name) for value in main_values(model.graph)}
 
     def facts(self) -> Graph:
-        reader = Reader(self.constants, self.root, self.opset)
+        reader = Reader(self.constants, self.root, self._opaque, self.opset)
         nodes: list[Node] = []
         for node in self.graph:
-            if self.constants.take(node):
+            # A function may bear the name of a standard operator; which of the two is meant is the runtime's choice.
+            is_standard = node.domain == "" and node.op_identifier() not in self.model.functions
+            if is_standard and self.constants.take(node):
                 continue
             self._count_uses(node)
-            if self._is_alias(node):
+            if is_standard and self._is_alias(node):
                 continue
-            nodes.append(reader.read(node) or self._opaque(node))
+            nodes.append((reader.read(node) if is_standard else None) or self._opaque(node))
             nodes.extend(self._out_of_reach(node))
         for value in self.graph.outputs:
             tensor = self.constants.tensor(value)
@@ -81,23 +114,19 @@ class _Reading:
 
     def root(self, value: ir.Value) -> str:
         """The name under which a value's data first appeared."""
-        while value in self.alias:
-            value = self.alias[value]
-        return str(value.name)
+        return str(self.alias.get(value, value).name)
 
     def _is_alias(self, node: ir.Node) -> bool:
         """Identity, and Dropout when it does nothing, hand their input on."""
-        if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None:
+        source = node.inputs[0] if node.inputs else None
+        if source is None or not node.outputs:
             return False
-        if node.op_type == "Identity":
-            self.alias[node.outputs[0]] = node.inputs[0]
-            return True
         # From opset 12 on Dropout trains only when its third input says so; before, only by is_test in opset < 7.
-        if node.op_type != "Dropout" or self.opset < 7 or len(node.inputs) > 2:
+        drops = self.opset < 7 or len(node.inputs) > 2
+        drops |= any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:])
+        if node.op_type != "Identity" and (node.op_type != "Dropout" or drops):
             return False
-        if any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:]):
-            return False
-        self.alias[node.outputs[0]] = node.inputs[0]
+        self.alias[node.outputs[0]] = self.alias.get(source, source)
         return True
 
     def _count_uses(self, node: ir.Node) -> None:
@@ -108,10 +137,10 @@ class _Reading:
 
     def _opaque(self, node: ir.Node, why: Reason | None = None) -> Opaque:
         inputs = [value for value in (*node.inputs, *_captured(node)) if value is not None]
-        outputs = tuple(str(value.name) for value in node.outputs)
+        outputs = tuple(str(value.name) for value in node.outputs if value.name)
         return Opaque(
-            id=outputs[0] if outputs else str(node.name),
-            name=node.name or (outputs[0] if outputs else ""),
+            id=outputs[0] if outputs else self._fresh(node.op_type),
+            name=_label(node),
             kind=node.op_type,
             inputs=tuple(self.root(value) for value in inputs),
             outputs=outputs,
@@ -119,43 +148,61 @@ class _Reading:
         )
 
     def _out_of_reach(self, node: ir.Node) -> Iterator[Norm]:
-        """Norms in the subgraphs of a node, or in the function that it calls: listed, not touched."""
-        outer = node.name or str(node.outputs[0].name)
-        for attribute in node.attributes.values():
-            for graph in _graphs(attribute):
-                reason = Reason("INSIDE_SUBGRAPH", f"it stands inside a subgraph of {node.op_type} '{outer}'")
-                yield from (_listed(inner, outer, reason) for inner in graph.all_nodes() if _is_batch_norm(inner))
-        function = self.model.functions.get(node.op_identifier())
-        if function is not None:
-            reason = Reason("INSIDE_FUNCTION", f"it stands inside the function '{function.name}', called as '{outer}'")
-            yield from (_listed(inner, outer, reason) for inner in function.all_nodes() if _is_batch_norm(inner))
+        """Norms in the subgraphs of a node, or in functions that are called by it or in them: listed, not touched."""
+        outer = _label(node)
+        called: set[ir.OperatorIdentifier] = set()
+        pending: list[tuple[ir.Node, Reason | None]] = [(node, None)]
+        while pending:
+            inner, reason = pending.pop()
+            found: list[tuple[ir.Node, Reason | None]] = []
+            for graph in _subgraphs(inner):
+                why = Reason("INSIDE_SUBGRAPH", f"it stands inside a subgraph of {node.op_type} '{outer}'")
+                found += [(item, reason or why) for item in graph]
+            function = self.model.functions.get(inner.op_identifier())
+            if function is not None and inner.op_identifier() not in called:
+                called.add(inner.op_identifier())
+                why = Reason("INSIDE_FUNCTION", f"it stands inside the function '{function.name}', called as '{outer}'")
+                found += [(item, reason or why) for item in function]
+            elif function is None and reason and inner.domain == "" and inner.op_type == "BatchNormalization":
+                yield self._listed(f"{outer}/{_label(inner)}", reason)
+            pending += reversed(found)
+
+    def _listed(self, name: str, reason: Reason) -> Norm:
+        id = self._fresh(name)
+        return Norm(
+            id=id, name=name, kind="BatchNorm", input=f"{id}:input", output=f"{id}:output",
+            scale=ONE, shift=ZERO, axis=1, nodes=(), obstacle=reason,
+        )  # fmt: skip
+
+    def _fresh(self, id: str) -> str:
+        """An id that no value has."""
+        candidate, count = id, 1
+        while candidate in self.ids:
+            count += 1
+            candidate = f"{id}#{count}"
+        self.ids |= {candidate, f"{candidate}:input", f"{candidate}:output"}
+        return candidate
 
 
-def _graphs(attribute: ir.Attr) -> Sequence[ir.Graph]:
-    if attribute.is_ref():
-        return ()
-    if attribute.type == ir.AttributeType.GRAPH:
-        return (attribute.as_graph(),)
-    return tuple(attribute.as_graphs()) if attribute.type == ir.AttributeType.GRAPHS else ()
+def _label(node: ir.Node) -> str:
+    """What a person calls a node that need not have a name."""
+    return node.name or next((str(value.name) for value in node.outputs if value.name), node.op_type)
+
+
+def _subgraphs(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.is_ref():
+            continue
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
 
 
 def _captured(node: ir.Node) -> Iterator[ir.Value]:
     """Values of outer graphs that the subgraphs of a node read."""
-    for attribute in node.attributes.values():
-        for graph in _graphs(attribute):
-            inside = set(graph.inputs) | set(graph.initializers.values())
-            inside |= {value for inner in graph.all_nodes() for value in inner.outputs}
-            read = [value for inner in graph.all_nodes() for value in inner.inputs]
-            yield from (value for value in (*read, *graph.outputs) if value is not None and value not in inside)
-
-
-def _is_batch_norm(node: ir.Node) -> bool:
-    return node.op_type == "BatchNormalization" and node.domain in ("", "ai.onnx")
-
-
-def _listed(node: ir.Node, outer: str, reason: Reason) -> Norm:
-    name = f"{outer}/{node.name or node.outputs[0].name}"
-    return Norm(
-        id=name, name=name, kind="BatchNorm", input=f"{name}:input", output=f"{name}:output",
-        scale=ONE, shift=ZERO, axis=1, nodes=(), obstacle=reason,
-    )  # fmt: skip
+    for graph in _subgraphs(node):
+        inside = set(graph.inputs) | set(graph.initializers.values())
+        inside |= {value for inner in graph.all_nodes() for value in inner.outputs}
+        read = [value for inner in graph.all_nodes() for value in inner.inputs]
+        yield from (value for value in (*read, *graph.outputs) if value is not None and value not in inside)

@@ -39,16 +39,26 @@ _DEFAULT_EPSILON = float(np.float32(1e-5))  # BatchNormalization's default, a fl
 
 
 class Reader:
-    """Reads nodes of one graph. `root` gives the name under which a value's data first appeared."""
+    """Reads nodes of one graph.
 
-    def __init__(self, constants: Constants, root: Callable[[ir.Value], str], opset: int) -> None:
+    `root` gives the name under which a value's data first appeared, `opaque` the fact of a node that is no linear.
+    """
+
+    def __init__(
+        self,
+        constants: Constants,
+        root: Callable[[ir.Value], str],
+        opaque: Callable[[ir.Node, Reason | None], Opaque],
+        opset: int,
+    ) -> None:
         self._constants = constants
         self._root = root
+        self._opaque = opaque
         self._opset = opset
 
     def read(self, node: ir.Node) -> Node | None:
-        """The fact that a node states, None when nothing is known of it."""
-        if node.domain not in ("", "ai.onnx") or not node.inputs or node.inputs[0] is None or self._opset < 7:
+        """The fact that a node of the standard operator set states, None when nothing is known of it."""
+        if _input(node, 0) is None or not node.outputs or not node.outputs[0].name or self._opset < 7:
             return None
         match node.op_type:
             case "Conv":
@@ -68,9 +78,9 @@ class Reader:
     # Linears
 
     def _linear(self, node: ir.Node, describe: Callable[[ir.Node, Tensor], Linear | Opaque | None]) -> Node | None:
-        weight = self._constants.tensor(node.inputs[1])
+        weight = self._constants.tensor(_input(node, 1))
         if weight is None:
-            return self._unusable(node, "weight", node.inputs[1])
+            return self._unusable(node, "weight", _input(node, 1))
         bias = _input(node, 2)
         if bias is not None and self._constants.stored(bias) is None:
             return self._unusable(node, "bias", bias)
@@ -78,7 +88,7 @@ class Reader:
 
     def _unusable(self, node: ir.Node, role: str, value: ir.Value | None) -> Opaque:
         label = _label(node)
-        if value in self._constants.overridable:
+        if value is not None and value in self._constants.overridable:
             why = Reason(
                 "OVERRIDABLE_WEIGHT",
                 f"the {role} '{value.name}' of {label} is also an input of the graph, so a caller may override it",
@@ -86,10 +96,6 @@ class Reader:
         else:
             why = Reason("COMPUTED_WEIGHT", f"the {role} of {label} is computed, not a stored constant")
         return self._opaque(node, why)
-
-    def _opaque(self, node: ir.Node, why: Reason) -> Opaque:
-        inputs = tuple(self._root(item) for item in node.inputs if item is not None)
-        return Opaque(_id(node), _name(node), node.op_type, inputs, tuple(str(v.name) for v in node.outputs), why)
 
     def _conv(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         groups = _int(node, "group", 1)

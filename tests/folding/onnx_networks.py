@@ -107,7 +107,7 @@ class Builder:
         inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
         for value in model.graph.output:  # the checker wants a shape
             if not value.type.tensor_type.HasField("shape"):
-                value.CopyFrom(inferred[value.name])
+                value.CopyFrom(next((t for t in stored if t.name == value.name), inferred[value.name]))
         if check:
             onnx.checker.check_model(model)
         return model
