@@ -69,7 +69,7 @@ async def read_body(scope: Scope, receive: Receive, lease: Lease, settings: Sett
     """
     encoding = _encoding(scope["headers"])
     declared = find_header(scope["headers"], b"content-length")
-    if declared is not None and int(declared) > settings.max_body_bytes:
+    if declared is not None and declared.isdigit() and int(declared) > settings.max_body_bytes:
         raise _too_large(settings.max_body_bytes)
     body = await _receive(receive, lease, settings)
     if encoding is None:

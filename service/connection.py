@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.answers import error_body
 
@@ -44,7 +44,9 @@ def make_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
 
         def on_response_complete(self) -> None:
             super().on_response_complete()
-            if self.cycle.more_body and not self.transport.is_closing():
+            # With pipelined requests the newest cycle is not the one that was answered.
+            answered_early = self.cycle.response_complete and self.cycle.more_body
+            if answered_early and not self.transport.is_closing():
                 self._close_in(_LINGER)
 
         def send_400_response(self, msg: str) -> None:
@@ -63,7 +65,15 @@ def make_protocol(header_timeout: float) -> type[HttpToolsProtocol]:
                 self._timer = None
 
         def _give_up(self) -> None:
-            if not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if self._is_answering():  # an earlier request of this connection
+                self._close_in(header_timeout)
+            else:
                 self.transport.close()
+
+        def _is_answering(self) -> bool:
+            cycle: RequestResponseCycle | None = self.cycle  # None before the first request
+            return cycle is not None and not cycle.response_complete
 
     return Connection

@@ -18,6 +18,7 @@ from bnfold.runtime import open_session, run
 from service.answers import Headers
 from service.errors import ModelFault
 from service.metrics import Meter, Metrics
+from service.protocol import Signature
 from service.tensors import Array, Port
 
 _logger = logging.getLogger(__name__)
@@ -41,8 +42,7 @@ class Engine:
     """A version that is served.
 
     digest: sha256 of the model.onnx that the session was opened on. provider: what the session runs on, not what it
-    was asked for. batchable: rows of different requests may share a call. headers: the proof that goes with every
-    prediction.
+    was asked for. headers: the proof that goes with every prediction.
     """
 
     name: str
@@ -50,9 +50,7 @@ class Engine:
     manifest: Manifest
     digest: str
     provider: str
-    batchable: bool
-    inputs: tuple[Port, ...]
-    outputs: tuple[Port, ...]
+    signature: Signature
     headers: Headers
     session: Session
     meter: Meter
@@ -61,6 +59,11 @@ class Engine:
     def label(self) -> str:
         """name/version."""
         return f"{self.name}/{self.version}"
+
+    @property
+    def batchable(self) -> bool:
+        """Whether rows of different requests may share a call."""
+        return self.signature.batched
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the model. inputs: by name, of the ports' dtypes and shapes. Raises ModelFault."""
@@ -96,6 +99,7 @@ def open_engine(bundle: Bundle, name: str, version: int, device: Literal["cpu", 
     names = {port.name for port in inputs}
     if {entry.name for entry in session.get_inputs()} != names:
         raise BundleError(f"model {name}/{version} does not take the inputs that its manifest lists; build it again")
+    batched = _rows_are_independent(session, inputs, outputs, bundle.goldens(), f"{name}/{version}")
     provider, digest = session.get_providers()[0], manifest.files[MODEL]
     return Engine(
         name=name,
@@ -103,9 +107,7 @@ def open_engine(bundle: Bundle, name: str, version: int, device: Literal["cpu", 
         manifest=manifest,
         digest=digest,
         provider=provider,
-        batchable=_rows_are_independent(session, inputs, outputs, bundle.goldens(), f"{name}/{version}"),
-        inputs=inputs,
-        outputs=outputs,
+        signature=Signature(inputs, outputs, batched),
         headers=_proof(name, version, digest, provider),
         session=session,
         meter=metrics.meter(name, str(version)),
@@ -154,6 +156,8 @@ def _rows_are_independent(
     for golden in goldens:
         batch = _at_least_two_rows(golden.inputs)
         rows = len(next(iter(batch.values())))
+        if any(len(array) != rows for array in batch.values()):
+            return False
         together = run(session, batch)
         for row in {round(at) for at in np.linspace(0, rows - 1, _PROBED_ROWS)}:
             alone = run(session, {name: array[row : row + 1] for name, array in batch.items()})

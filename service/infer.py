@@ -57,7 +57,7 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
         engine = count.engine = hub.repository.find(target.model, target.version)
         body = await read_body(scope, receive, lease, hub.settings)
         header_length = parse_header_length(find_header(scope["headers"], _HEADER_LENGTH), len(body))
-        request = parse_request(body, header_length, engine.inputs, engine.outputs, hub.limits)
+        request = parse_request(body, header_length, engine.signature, hub.limits)
         outputs = await hub.infer(engine, request.inputs, request.rows, request.timeout, receive, count)
         answer, json_length = build_response(engine.name, engine.version, request, outputs)
     if json_length is None:

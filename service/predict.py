@@ -39,16 +39,16 @@ async def read_inputs(body: bytes, content_type: str, engine: Engine, limits: Li
         inputs = await _read_pictures([body], engine)
     else:
         inputs = _read_instances(parse_json(body, limits.json_bytes), engine)
-    return inputs, count_rows(inputs, engine.inputs, limits.rows)
+    return inputs, count_rows(inputs, engine.signature, limits)
 
 
 def describe(engine: Engine, outputs: Mapping[str, Array], top: int) -> list[dict[str, Any]]:
     """One prediction a row. top: how many classes to name. Raises BadRequest when an output is not finite."""
-    for port in engine.outputs:
+    for port in engine.signature.outputs:
         check_finite(outputs[port.name], port.name, "check the range of the input")
-    scores = outputs[engine.outputs[0].name]
+    scores = outputs[engine.signature.outputs[0].name]
     if engine.manifest.output_kind == "raw" or scores.ndim != 2:
-        return _raw_rows(engine.outputs, outputs)
+        return _raw_rows(engine.signature.outputs, outputs)
     chances = scores.astype(np.float64)
     if engine.manifest.output_kind == "logits":
         raised = np.exp(chances - chances.max(axis=1, keepdims=True))
@@ -89,7 +89,7 @@ def _read_instances(document: Any, engine: Engine) -> dict[str, Array]:
     instances = document.get("instances") if isinstance(document, dict) else document
     if not isinstance(instances, list) or not instances:
         raise BadRequest('the request has no list of rows as "instances"; expected {"instances": [row, ...]}')
-    ports = engine.inputs
+    ports = engine.signature.inputs
     if not all(port.has_batch for port in ports):
         raise BadRequest(f"model {engine.label} has a fixed batch size; use /v2/models/{engine.name}/infer")
     if len(ports) == 1 and not isinstance(instances[0], dict):
@@ -122,7 +122,7 @@ class _InMemory(MultiPartParser):
 
 
 async def _read_pictures(pictures: Sequence[bytes], engine: Engine) -> dict[str, Array]:
-    preprocessing, port = engine.manifest.preprocessing, engine.inputs[0]
+    preprocessing, port = engine.manifest.preprocessing, engine.signature.inputs[0]
     if preprocessing is None or port.dtype.kind != "f":
         raise BadRequest(f"model {engine.label} has no preprocessing for pictures; send JSON rows")
 

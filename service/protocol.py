@@ -7,7 +7,7 @@ is JSON followed by the blobs of the binary inputs in order; `Inference-Header-C
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +27,15 @@ class Limits:
 
     rows: int
     json_bytes: int
+
+
+@dataclass(frozen=True)
+class Signature:
+    """What a model takes and gives. batched: the first axis of every tensor counts the same rows."""
+
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+    batched: bool
 
 
 @dataclass(frozen=True)
@@ -61,12 +70,10 @@ def parse_header_length(value: bytes | None, body_length: int) -> int | None:
     return int(text)
 
 
-def parse_request(
-    body: bytes, header_length: int | None, inputs: tuple[Port, ...], outputs: tuple[Port, ...], limits: Limits
-) -> InferRequest:
+def parse_request(body: bytes, header_length: int | None, signature: Signature, limits: Limits) -> InferRequest:
     """Read the body of an inference request. Raises BadRequest, Unsupported, TooLarge."""
     if header_length == 0:
-        return _raw_request(body, inputs, outputs, limits)
+        return _raw_request(body, signature, limits)
     view = memoryview(body)
     split = len(body) if header_length is None else header_length
     document = parse_json(view[:split], limits.json_bytes)
@@ -78,12 +85,12 @@ def parse_request(
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadRequest("the request has an id that is no text; expected text")
-    arrays = _read_inputs(document, view[split:], inputs)
+    arrays = _read_inputs(document, view[split:], signature.inputs)
     return InferRequest(
         id=identity,
         inputs=arrays,
-        rows=count_rows(arrays, inputs, limits.rows),
-        outputs=_wanted(document, outputs, binary=_flag(parameters, "binary_data_output", "the request")),
+        rows=count_rows(arrays, signature, limits),
+        outputs=_wanted(document, signature.outputs, binary=_flag(parameters, "binary_data_output", "the request")),
         timeout=_timeout(parameters),
     )
 
@@ -99,14 +106,14 @@ def parse_json(text: bytes | memoryview, limit: int) -> Any:
         raise BadRequest(f"the body is not JSON ({problem}){hint}") from None
 
 
-def count_rows(arrays: Mapping[str, Array], ports: Iterable[Port], limit: int) -> int:
-    """The rows of a request: the free first axis; 1 where the model has none. Raises BadRequest."""
-    sizes = {arrays[port.name].shape[0] for port in ports if port.has_batch}
-    if len(sizes) > 1:
+def count_rows(arrays: Mapping[str, Array], signature: Signature, limits: Limits) -> int:
+    """The rows of a request: the largest free first axis; 1 where the model has none. Raises BadRequest."""
+    sizes = {arrays[port.name].shape[0] for port in signature.inputs if port.has_batch}
+    if len(sizes) > 1 and signature.batched:
         raise BadRequest(f"the inputs have {', '.join(map(str, sorted(sizes)))} rows; expected the same number in each")
     rows = max(sizes, default=1)
-    if rows > limit:
-        raise BadRequest(f"the request has {rows} rows; expected at most {limit}; send fewer at a time")
+    if rows > limits.rows:
+        raise BadRequest(f"the request has {rows} rows; expected at most {limits.rows}; send fewer at a time")
     return int(rows)
 
 
@@ -140,8 +147,9 @@ def check_finite(array: Array, name: str, remedy: str) -> None:
         raise BadRequest(f"output {name!r} holds NaN or infinity for this input, which JSON cannot carry; {remedy}")
 
 
-def _raw_request(body: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...], limits: Limits) -> InferRequest:
+def _raw_request(body: bytes, signature: Signature, limits: Limits) -> InferRequest:
     """A body that is the one input's blob alone; the answer is binary, as the extension says."""
+    inputs = signature.inputs
     if len(inputs) != 1:
         raise BadRequest(
             f"the body is one raw tensor, but the model has {len(inputs)} inputs; send a request with JSON"
@@ -158,8 +166,8 @@ def _raw_request(body: bytes, inputs: tuple[Port, ...], outputs: tuple[Port, ...
             raise BadRequest(f"the body has {len(body)} bytes; expected a multiple of {known} for {port.name!r}")
         shape[free[0]] = count
     arrays = {port.name: read_blob(memoryview(body), port, port.check_shape(shape))}
-    wanted = tuple(Wanted(output, binary=True) for output in outputs)
-    return InferRequest(None, arrays, count_rows(arrays, inputs, limits.rows), wanted, None)
+    wanted = tuple(Wanted(output, binary=True) for output in signature.outputs)
+    return InferRequest(None, arrays, count_rows(arrays, signature, limits), wanted, None)
 
 
 def _read_inputs(document: Mapping[str, Any], blobs: memoryview, ports: tuple[Port, ...]) -> dict[str, Array]:

@@ -133,8 +133,8 @@ def _describe_model(engine: Engine) -> dict[str, Any]:
         "name": engine.name,
         "versions": [engine.version],
         "platform": _PLATFORM,
-        "inputs": [_describe_port(port) for port in engine.inputs],
-        "outputs": [_describe_port(port) for port in engine.outputs],
+        "inputs": [_describe_port(port) for port in engine.signature.inputs],
+        "outputs": [_describe_port(port) for port in engine.signature.outputs],
     }
 
 

@@ -16,11 +16,11 @@ import socket
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from bnfold.errors import BnfoldError
 from service.app import create_app
@@ -41,13 +41,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
     """
     _log_to_stderr()
     with contextlib.closing(bind_socket(settings.host, settings.port)) as listener:
-        app = create_app(settings)
-        host, port = listener.getsockname()[:2]
-        where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-        if not settings.is_loopback:
-            _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
-        server = Server(make_config(app, settings), app.state.hub.lifecycle, settings.drain_delay)
-        server.on_start = partial(_announce, where, announce)
+        server = Server(create_app(settings), settings, announce)
         try:
             server.run(sockets=[listener])
         except OSError as problem:  # another process listened on the address in the meantime
@@ -58,18 +52,24 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
 class Server(uvicorn.Server):
     """uvicorn's server with a drain before the stop. `drain` may be called from a signal handler."""
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, drain_delay: float) -> None:
-        super().__init__(config)
-        self._lifecycle = lifecycle
-        self._drain_delay = drain_delay
+    def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[str], None] | None = None) -> None:
+        super().__init__(make_config(app, settings))
+        self._lifecycle: Lifecycle = app.state.hub.lifecycle
+        self._settings = settings
+        self._announce = announce
         self._stop_at = math.inf
-        self.on_start: Callable[[], None] = lambda: None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say so."""
+        """Listen, and say where."""
         await super().startup(sockets)
-        if self.started:
-            self.on_start()
+        for listener in sockets or []:
+            host, port = listener.getsockname()[:2]
+            where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+            if not self._settings.is_loopback:
+                _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
+            _logger.info("serving on %s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, where)
+            if self._announce is not None:
+                self._announce(where)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once.
@@ -86,7 +86,7 @@ class Server(uvicorn.Server):
     def drain(self) -> None:
         """Begin to stop."""
         self._lifecycle.drain()
-        self._stop_at = time.monotonic() + self._drain_delay
+        self._stop_at = time.monotonic() + self._settings.drain_delay
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to stop."""
@@ -103,13 +103,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _announce(where: str, announce: Callable[[str], None] | None) -> None:
-    _logger.info("serving on %s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, where)
-    if announce is not None:
-        announce(where)
-
-
-def make_config(app: Any, settings: Settings) -> uvicorn.Config:
+def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn runs the app: uvloop and httptools where they are installed, no access log."""
     http: Any = "h11"
     if importlib.util.find_spec("httptools") is not None:

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import httpx
@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.hub import Hub
-from service.server import Server, bind_socket, make_config
+from service.server import Server, bind_socket
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,7 +50,7 @@ def running(settings: Settings) -> Iterator[Running]:
     """The server in a thread of this process, as `serve` runs it but for signals."""
     app = create_app(settings)
     listener = bind_socket(settings.host, settings.port)
-    server = Server(make_config(app, settings), app.state.hub.lifecycle, 0.0)
+    server = Server(app, replace(settings, drain_delay=0))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from service.datatypes import WIRE
 from service.errors import BadRequest, Fault, TooLarge, Unsupported
-from service.protocol import InferRequest, Limits, build_response, parse_header_length, parse_request
+from service.protocol import InferRequest, Limits, Signature, build_response, parse_header_length, parse_request
 from service.tensors import Port
 
 LIMITS = Limits(rows=8, json_bytes=10_000)
@@ -38,7 +38,7 @@ def document() -> dict[str, Any]:
 def parse(body: Any, blobs: bytes | None = None, outputs: tuple[Port, ...] = (SUM,)) -> InferRequest:
     head = body if isinstance(body, bytes) else json.dumps(body).encode()
     length = None if blobs is None else len(head)
-    return parse_request(head + (blobs or b""), length, (LEFT, RIGHT), outputs, LIMITS)
+    return parse_request(head + (blobs or b""), length, Signature((LEFT, RIGHT), outputs, True), LIMITS)
 
 
 def test_reads_json():
@@ -162,6 +162,11 @@ def test_refuses_by_name(case: str):
     assert len(message) < 500
 
 
+def test_first_axes_may_differ_where_they_count_no_rows():
+    body = json.dumps(HOSTILE["rows that differ"]).encode()
+    assert parse_request(body, None, Signature((LEFT, RIGHT), (SUM,), False), LIMITS).rows == 2
+
+
 def test_counts_rows_before_anything_runs():
     body = {
         "inputs": [
@@ -214,7 +219,7 @@ def test_refuses_a_length_that_is_none(value: bytes):
 
 
 def test_a_raw_tensor_is_the_whole_body_and_is_answered_in_binary():
-    request = parse_request(LEFT_DATA.tobytes(), 0, (LEFT,), (SUM,), LIMITS)
+    request = parse_request(LEFT_DATA.tobytes(), 0, Signature((LEFT,), (SUM,), True), LIMITS)
     assert request.inputs["left"].tolist() == LEFT_DATA.tolist()
     assert request.rows == 2
     assert [wanted.binary for wanted in request.outputs] == [True]
@@ -234,7 +239,7 @@ def test_a_raw_tensor_is_the_whole_body_and_is_answered_in_binary():
 )
 def test_refuses_a_raw_tensor_that_leaves_something_open(body: bytes, ports: tuple[Port, ...]):
     with pytest.raises(BadRequest):
-        parse_request(body, 0, ports, (SUM,), LIMITS)
+        parse_request(body, 0, Signature(ports, (SUM,), True), LIMITS)
 
 
 def test_writes_json_and_blobs_in_the_order_that_was_asked_for():
@@ -278,7 +283,7 @@ def test_half_precision_travels_as_binary_alone():
         parse(document(), outputs=(HALF,))
     body = orjson.dumps({"inputs": [{"name": "half", "shape": [1], "datatype": "FP16", "data": [1.0]}]})
     with pytest.raises(BadRequest, match="binary data"):
-        parse_request(body, None, (HALF,), (SUM,), LIMITS)
+        parse_request(body, None, Signature((HALF,), (SUM,), True), LIMITS)
 
 
 _JSON = st.recursive(
@@ -304,7 +309,7 @@ def test_whatever_stands_anywhere_is_read_or_refused(path: str, value: Any, leng
     data = json.dumps(body).encode() + blobs
     for header in (None, max(0, length) % (len(data) + 1), len(data) - len(blobs)):
         try:
-            request = parse_request(data, header, (LEFT, RIGHT), (SUM,), LIMITS)
+            request = parse_request(data, header, Signature((LEFT, RIGHT), (SUM,), True), LIMITS)
         except Fault:
             continue
         assert list(request.inputs) == ["left", "right"]

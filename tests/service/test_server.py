@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -13,7 +12,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import httpx
 import numpy as np
@@ -61,7 +59,7 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_was_accepted_and_exits_0(digits_only: Path, tmp_path: Path, number: signal.Signals):
-    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="1.5") as server, ThreadPoolExecutor(8) as pool:
+    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="4") as server, ThreadPoolExecutor(8) as pool:
         halves = [connect(server.port) for _ in range(4)]
         for connection in halves:
             connection.sendall(HEAD + BODY[:100])
@@ -99,29 +97,28 @@ def test_a_body_that_is_on_its_way_when_the_socket_closes_is_still_answered(digi
         assert server.wait() == 0, server.text()
 
 
-def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path, tmp_path: Path):
-    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="0.3") as server, ThreadPoolExecutor(8) as pool:
-        stop = threading.Event()
+def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path):
+    stop = threading.Event()
 
-        def hammer() -> list[int]:
-            found = []
-            with httpx.Client(base_url=server.url, timeout=PATIENCE) as client:
-                while not stop.is_set():
-                    try:
-                        found.append(client.post("/v2/models/digits/infer", content=BODY).status_code)
-                    except httpx.ConnectError:
-                        break  # refused: it was not accepted
-            return found
+    def hammer(url: str) -> list[int]:
+        found = []
+        with httpx.Client(base_url=url, timeout=PATIENCE) as client:
+            while not stop.is_set():
+                try:
+                    found.append(client.post("/v2/models/digits/infer", content=BODY).status_code)
+                except httpx.TransportError:
+                    # Not accepted: refused, or reset in the kernel's queue when the socket closed.
+                    break
+        return found
 
-        tasks = [pool.submit(hammer) for _ in range(8)]
-        until(lambda: _count(server.url) > 100)
-        server.child.send_signal(signal.SIGTERM)
-        code = server.wait()
+    with ThreadPoolExecutor(8) as pool:
+        with running(Settings(repository=digits_only, device="cpu", port=0, threads=2)) as server:
+            tasks = [pool.submit(hammer, server.url) for _ in range(8)]
+            until(lambda: _answered(server) > 200)
         stop.set()
         found = [status for task in tasks for status in task.result(PATIENCE)]
-        assert code == 0, server.text()
-        assert set(found) <= {200, 503}
-        assert found.count(200) > 100
+    assert set(found) <= {200, 503}
+    assert found.count(200) == _answered(server)  # what the server answered has arrived, every one
 
 
 def test_a_second_signal_ends_at_once(digits_only: Path, tmp_path: Path):
@@ -288,16 +285,22 @@ def test_what_is_no_http_is_400_in_the_one_shape(impatient: Running, sent: bytes
     assert list(json.loads(body)) == ["error"]
 
 
-def test_a_server_that_other_machines_can_reach_says_so(
+def test_a_server_that_other_machines_can_reach_says_so(digits_only: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.INFO)
+    with running(Settings(repository=digits_only, host="0.0.0.0", port=0, device="cpu")) as server:
+        assert f":{server.port} can be reached from other machines" in caplog.text
+
+
+def test_it_serves_with_h11_where_httptools_is_missing(
     digits_only: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ):
-    from service import server
-
-    monkeypatch.setattr(server.Server, "run", lambda *_, **__: None)
-    monkeypatch.setattr(server, "_log_to_stderr", lambda: None)
-    caplog.set_level(logging.INFO)
-    server.serve(Settings(repository=digits_only, host="0.0.0.0", port=0, device="cpu"))
-    assert "can be reached from other machines" in caplog.text
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with running(Settings(repository=digits_only, port=0, device="cpu")) as server:
+        monkeypatch.undo()
+        assert "httptools is not installed" in caplog.text
+        assert httpx.post(f"{server.url}/v2/models/digits/infer", content=BODY).status_code == 200
+        refused = httpx.post(f"{server.url}/v2/models/digits/infer", content=b"")
+        assert (refused.status_code, list(refused.json())) == (400, ["error"])
 
 
 def _accepts(port: int) -> bool:
@@ -308,10 +311,6 @@ def _accepts(port: int) -> bool:
     return True
 
 
-def _count(url: str) -> float:
-    lines: Any = httpx.get(f"{url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if line.startswith("bnfold_inference_request_success_total{"))
-
-
-def test_the_tests_run_where_signals_can_be_sent():
-    assert os.name == "posix"
+def _answered(server: Running) -> float:
+    labels = {"model": "digits", "version": "1"}
+    return server.hub.metrics.registry.get_sample_value("bnfold_inference_request_success_total", labels) or 0.0
