@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 
 import onnx
 import onnx_ir as ir
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from bnfold.errors import FoldError
 
@@ -76,7 +77,20 @@ def _copied(tensor: ir.TensorProtocol) -> ir.TensorProtocol:
     return ir.Tensor(tensor.numpy().copy(), dtype=tensor.dtype, name=tensor.name, doc_string=tensor.doc_string)
 
 
+def _has_foreign_text(message: Message) -> bool:
+    """True when a string somewhere in a message is not UTF-8; protobuf hands such a one on as bytes."""
+    for field, value in message.ListFields():
+        items = [value] if isinstance(value, str | bytes | Message) else value
+        if field.type == field.TYPE_STRING and any(isinstance(item, bytes) for item in items):
+            return True
+        if field.type == field.TYPE_MESSAGE and any(_has_foreign_text(item) for item in items):
+            return True
+    return False
+
+
 def _from_proto(proto: onnx.ModelProto, label: str, *, base: Path | None) -> ir.Model:
+    if _has_foreign_text(proto):
+        raise FoldError(f"{label} is no sound ONNX model: it has a name that is not UTF-8")
     if proto.graph.sparse_initializer:
         name = proto.graph.sparse_initializer[0].values.name
         raise FoldError(f"{label} has a sparse initialiser '{name}'; expected dense tensors; store it as one")
@@ -114,8 +128,26 @@ def _check_external(path: Path, tensor: onnx.TensorProto) -> None:
         )
     if not target.is_file():
         raise FoldError(f"{path}: the external data file '{location}' of tensor '{tensor.name}' is missing")
+    _check_extent(path, tensor, location, target.stat().st_size)
+
+
+def _check_extent(path: Path, tensor: onnx.TensorProto, location: str, available: int) -> None:
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    try:
+        expected = math.ceil(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize)
+        offset, length = int(entries.get("offset", 0)), int(entries.get("length", expected))
+    except (ValueError, TypeError):
+        offset = length = expected = -1
+    if offset < 0 or length != expected or offset + length > available:
+        raise FoldError(
+            f"{path}: tensor '{tensor.name}' is not where it should be in its external data file '{location}' of "
+            f"{available} bytes (offset {entries.get('offset', 0)}, length {entries.get('length', 'not given')}); "
+            "save the model again"
+        )
 
 
 def _first_line(problem: BaseException) -> str:
+    while problem.__cause__ is not None:  # what wraps it says only where it happened
+        problem = problem.__cause__
     text = str(problem).strip()
-    return text.splitlines()[0][:200] if text else type(problem).__name__
+    return text.splitlines()[0][:200].rstrip(" :") if text else type(problem).__name__
