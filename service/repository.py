@@ -158,7 +158,7 @@ def load_repository(settings: Settings, metrics: Metrics) -> Repository:
     for name in names:
         versions = list_versions(settings.repository / name)
         if versions:
-            entries[name] = _load_model(settings.repository / name, versions, device, metrics)
+            entries[name] = _load_model(settings, name, versions, device, metrics)
     if not entries:
         raise BnfoldError(
             f"the model repository {settings.repository} holds no bundle; expected folders <name>/<version>/; "
@@ -195,43 +195,47 @@ def _is_name(name: str) -> bool:
     return True
 
 
-def _load_model(folder: Path, versions: tuple[int, ...], device: Literal["cpu", "cuda"], metrics: Metrics) -> Entry:
+def _load_model(
+    settings: Settings, name: str, versions: tuple[int, ...], device: Literal["cpu", "cuda"], metrics: Metrics
+) -> Entry:
     refused: list[Refusal] = []
     served: Served | None = None
     for version in reversed(versions):
-        found = _load_version(folder, version, device, metrics)
+        found = _load_version(settings, name, version, device, metrics)
         if isinstance(found, Served):
             served = found
             break
         refused.append(found)
-        metrics.show_refused(folder.name, found.version, found.reasons[0])
-        _logger.error("model %s/%s is refused: %s", folder.name, found.version, " ".join(found.reasons))
+        metrics.show_refused(name, found.version, found.reasons[0])
+        _logger.error("model %s/%s is refused: %s", name, found.version, " ".join(found.reasons))
     older = () if served is None else tuple(str(each) for each in versions if each < int(served.engine.version))
-    entry = Entry(folder.name, served, tuple(refused), older)
-    metrics.show_model(folder.name, ready=served is not None, fallback=entry.fallback)
+    entry = Entry(name, served, tuple(refused), older)
+    metrics.show_model(name, ready=served is not None, fallback=entry.fallback)
     _report(entry)
     return entry
 
 
-def _load_version(folder: Path, version: int, device: Literal["cpu", "cuda"], metrics: Metrics) -> Served | Refusal:
+def _load_version(
+    settings: Settings, name: str, version: int, device: Literal["cpu", "cuda"], metrics: Metrics
+) -> Served | Refusal:
     try:
-        bundle = load_bundle(folder / str(version))
+        bundle = load_bundle(settings.repository / name / str(version))
         gate = check_gate(bundle, device=device, threads=1)
         if not gate.passed:
             return Refusal(str(version), gate.reasons or ("the load gate gave no reason",), gate)
-        engine = open_engine(bundle, folder.name, version, device, metrics)
+        engine = open_engine(bundle, name, version, device, metrics, settings.max_batch_rows)
         served = Served(engine, gate, bundle.parity())
     except BnfoldError as problem:
         return Refusal(str(version), (str(problem),), None)
     except Exception as problem:  # a hostile version must not keep the others from being served
-        _logger.exception("the load gate itself failed on %s/%d", folder.name, version)
+        _logger.exception("the load gate itself failed on %s/%d", name, version)
         reason = f"the load gate could not judge it ({type(problem).__name__}); the server's log says more"
         return Refusal(str(version), (reason,), None)
-    metrics.show_served(folder.name, engine.version, engine.provider, engine.digest)
-    if (bundle.manifest.name, bundle.manifest.version) != (folder.name, version):
+    metrics.show_served(name, engine.version, engine.provider, engine.digest)
+    if (bundle.manifest.name, bundle.manifest.version) != (name, version):
         _logger.warning(
             "the manifest of %s/%d says %s/%d; it is served under its folder's name",
-            folder.name, version, bundle.manifest.name, bundle.manifest.version,
+            name, version, bundle.manifest.name, bundle.manifest.version,
         )  # fmt: skip
     return served
 

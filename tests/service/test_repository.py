@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,7 +17,7 @@ from bnfold.bundle import load_bundle
 from bnfold.errors import BnfoldError
 from service import repository as repository_module
 from service.engine import resolve_device
-from service.errors import UnknownModel
+from service.errors import ModelFault, UnknownModel
 from service.metrics import Metrics
 from service.repository import load_repository
 from service.settings import Settings
@@ -201,6 +203,39 @@ def test_the_session_runs_the_bytes_that_the_digest_names(repository: Path):
     assert engine.digest == hashlib.sha256(data).hexdigest()
     assert engine.provider == "CPUExecutionProvider"
     assert dict(engine.headers)[b"bnfold-model-digest"] == f"sha256:{engine.digest}".encode()
+
+
+class _Recorder:
+    """A session that notes the run options it was called with."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self.options: list[Any] = []
+
+    def run(self, names: Any, inputs: Any, options: Any) -> Any:
+        self.options.append(options)
+        return self._session.run(names, inputs, options)
+
+
+def test_the_memory_of_a_large_batch_is_given_back(repository: Path):
+    engine = load_repository(on(repository), Metrics()).find("digits")
+    recorder = _Recorder(engine.session)
+    engine = dataclasses.replace(engine, session=recorder, large_rows=8)
+    for rows in (8, 9):
+        assert engine.run({"input": np.zeros((rows, 1, 8, 8), np.float32)})["logits"].shape == (rows, 10)
+    small, large = recorder.options
+    assert small is None
+    assert large.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"
+
+
+def test_a_failure_of_the_runtime_is_a_fault_whose_words_stay_in_the_log(
+    repository: Path, caplog: pytest.LogCaptureFixture
+):
+    engine = load_repository(on(repository), Metrics()).find("digits")
+    with pytest.raises(ModelFault) as fault:
+        engine.run({"input": np.zeros((1, 1, 7, 8), np.float32)})
+    assert str(fault.value) == "model digits/1 failed on this input; the server's log says why"
+    assert "INVALID_ARGUMENT" in caplog.text
 
 
 def test_a_model_that_mixes_rows_is_never_batched(repository: Path):
