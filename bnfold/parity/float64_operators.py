@@ -1,9 +1,9 @@
 """Convolution and pooling in float64 for the ONNX reference evaluator, which has them wrong or too slow.
 
-Found in onnx 1.23 (tests/parity/test_oracle.py keeps watch): ConvTranspose with groups slices weight and bias by the
-wrong channels; MaxPool and AveragePool loop over elements in Python, mistake the order of `pads`, and drop NaN; Conv
-copies the whole column matrix of a batch at once. These follow the specifications Conv-11, ConvTranspose-11,
-MaxPool-12 and AveragePool-19, over numpy's sliding windows.
+As of onnx 1.23: ConvTranspose with groups cuts the weight by the wrong channels (it raises, or answers wrong); MaxPool
+mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. Conv is right, but makes
+the column matrix of a whole batch at once. These follow the specifications Conv-11, ConvTranspose-11, MaxPool-12 and
+AveragePool-19 over numpy's sliding windows; the tests compare them with torch and, on whole numbers, with ONNX Runtime.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ F64 = np.ndarray[Any, np.dtype[np.float64]]
 
 FACTOR = 2.0
 # Folded weights are rounded to their dtype, the weights that they are made of are not rounded again: in half precision,
-# where sums are kept in float32, that alone makes right folds up to 16 times less exact than the unfolded network.
+# where sums are kept in float32, that alone makes right folds up to 20 times less exact than the unfolded network.
 HALF_FACTOR = 32.0
 ROUNDINGS = 3  # of a weight, a bias, a result: an output of few elements may be more exact unfolded by mere luck
 # Of the truth, relative to its size: a thousandth of float32's roundoff, so that it matters for float64 models alone.
