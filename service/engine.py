@@ -13,7 +13,7 @@ import numpy as np
 
 from bnfold.bundle import Bundle, Golden, Manifest
 from bnfold.errors import BundleError
-from bnfold.manifest import MODEL, SIDECAR
+from bnfold.manifest import MODEL
 from bnfold.runtime import open_session, run
 from service.answers import Headers
 from service.errors import ModelFault
@@ -102,8 +102,7 @@ def open_engine(
     manifest = bundle.manifest
     inputs = tuple(Port.of(spec) for spec in manifest.inputs)
     outputs = tuple(Port.of(spec) for spec in manifest.outputs)
-    data = bundle.read(MODEL)  # checked against the hash, so that the bytes are those that were proven
-    session = open_session(bundle.model_path if SIDECAR in manifest.files else data, device=device, **_OPTIONS)
+    session = open_session(bundle.session_source(), device=device, **_OPTIONS)
     names = {port.name for port in inputs}
     if {entry.name for entry in session.get_inputs()} != names:
         raise BundleError(f"model {name}/{version} does not take the inputs that its manifest lists; build it again")

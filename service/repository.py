@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -222,15 +222,15 @@ def _load_version(
         bundle = load_bundle(settings.repository / name / str(version))
         gate = check_gate(bundle, device=device, threads=1)
         if not gate.passed:
-            return Refusal(str(version), gate.reasons or ("the load gate gave no reason",), gate)
+            return _refusal(settings, version, gate.reasons or ("the load gate gave no reason",), gate)
         engine = open_engine(bundle, name, version, device, metrics, settings.max_batch_rows)
         served = Served(engine, gate, bundle.parity())
     except BnfoldError as problem:
-        return Refusal(str(version), (str(problem),), None)
+        return _refusal(settings, version, (str(problem),), None)
     except Exception as problem:  # a hostile version must not keep the others from being served
         _logger.exception("the load gate itself failed on %s/%d", name, version)
         reason = f"the load gate could not judge it ({type(problem).__name__}); the server's log says more"
-        return Refusal(str(version), (reason,), None)
+        return _refusal(settings, version, (reason,), None)
     metrics.show_served(name, engine.version, engine.provider, engine.digest)
     if (bundle.manifest.name, bundle.manifest.version) != (name, version):
         _logger.warning(
@@ -238,6 +238,12 @@ def _load_version(
             name, version, bundle.manifest.name, bundle.manifest.version,
         )  # fmt: skip
     return served
+
+
+def _refusal(settings: Settings, version: int, reasons: Sequence[str], gate: GateResult | None) -> Refusal:
+    """Strangers see the reasons: where the repository lies on this machine is none of their business."""
+    here = f"{settings.repository}{os.sep}"
+    return Refusal(str(version), tuple(reason.replace(here, "") for reason in reasons), gate)
 
 
 def _report(entry: Entry) -> None:

@@ -125,6 +125,7 @@ def test_a_damaged_version_is_refused_with_its_reason(models: Path, fault: str, 
     entry = load_repository(on(models), Metrics()).entries["digits"]
     assert entry.state == "fallback"
     assert named in entry.refused[0].reasons[0]
+    assert str(models) not in entry.refused[0].reasons[0]
 
 
 def test_a_gate_that_breaks_down_refuses_the_version_and_not_the_server(
