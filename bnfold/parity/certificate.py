@@ -178,7 +178,8 @@ def judge(site: Site, folded: ir.Model) -> tuple[TensorVerdict, ...]:
         found = measure_product(weight, shipped, factors, channels)
         verdicts.append(_verdict(site, "weight", found, _channel_of(channels, found.worst_index)))
     stored = _stored(folded, site.bias)
-    if stored is not None and stored.shape == (linear.channels,):
+    dtype = weight.dtype if linear.bias is None else linear.bias.load().dtype
+    if stored is not None and (stored.dtype, stored.shape) == (dtype, (linear.channels,)):
         found = measure_vector(exact_bias(linear, scale, shift), stored)
         verdicts.append(_verdict(site, "bias", found, found.worst_index[0] if found.worst_index else 0))
     return tuple(verdicts)

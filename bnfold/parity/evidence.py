@@ -133,14 +133,16 @@ class Evidence:
 
     def run_rows(self, session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run any number of rows, in batches of the network's own size where that is fixed."""
-        fixed = self.bundle.manifest.inputs[0].shape[:1]
-        size = fixed[0] if fixed and fixed[0] > 0 else _CHUNK
+        fixed = max(self.bundle.manifest.inputs[0].shape[:1], default=-1)
+        size = fixed if fixed > 0 else _CHUNK
         rows = len(next(iter(inputs.values())))
         parts: list[Mapping[str, Array]] = []
         for begin in range(0, rows, size):
-            index = np.arange(begin, min(begin + size, rows) if size == _CHUNK and fixed != (_CHUNK,) else begin + size)
-            answers = run(session, {name: array[index % rows] for name, array in inputs.items()})
-            parts.append({name: array[: rows - begin] for name, array in answers.items()})
+            count = min(size, rows - begin)
+            # A batch of a fixed size is filled up with rows whose answers are cut off again.
+            index = np.arange(begin, begin + (size if fixed > 0 else count)) % rows
+            answers = run(session, {name: array[index] for name, array in inputs.items()})
+            parts.append({name: array[:count] for name, array in answers.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     # A model with a sidecar is opened where it lies; any other one by the very bytes whose hash was checked.

@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 
 from bnfold.bundle import hash_tensor
-from bnfold.folding.facts import Array, Expr, Norm
+from bnfold.folding import algebra
+from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import make_plan
 from bnfold.folding.statistics import statistics_of, tensors_of
@@ -30,15 +31,18 @@ def files(evidence: Evidence, problems: tuple[str, ...]) -> TierResult:
     """T0: every file has its hash, and nothing in the norms to be ashamed of before the proof starts."""
     plan = make_plan(read(evidence.reference))
     rows = {row.name: row.outcome for row in evidence.report.norms}
-    refused = [row for row in plan.report.refused if rows.get(row.name) != "refused"]
-    faults = [f"norm '{row.name}': {row.detail}, but fold.json does not call it refused" for row in refused]
+    refused = plan.report.refused
+    faults = [
+        f"norm '{row.name}': {row.detail}, but fold.json does not call it refused"
+        for row in refused
+        if rows.get(row.name) != "refused"
+    ]
     warnings = [warning for norm in plan.norms if norm.refusal is None for warning in _warnings(norm)]
     status: Status = "fails" if problems or faults else "holds"
     checked = len(evidence.bundle.manifest.files)
-    bad = f"{len(problems)} of {checked} files changed since the bundle was written"
-    headline = bad if problems else f"{checked} files as hashed"
-    headline += f"; {len(plan.norms)} norms, {len(refused)} unsound" if refused else f"; {len(plan.norms)} norms sound"
-    summary = {"files": checked, "changed": len(problems), "norms": len(plan.norms), "unsound": len(refused)}
+    headline = f"{checked} files as hashed" if not problems else f"{len(problems)} of {checked} files changed"
+    headline += f"; {len(plan.norms)} norms, " + (f"{len(refused)} refused" if refused else "each of them sound")
+    summary = {"files": checked, "changed": len(problems), "norms": len(plan.norms), "refused": len(refused)}
     return TierResult("T0", "files and preflight", status, headline, summary, (*problems, *faults, *warnings))
 
 
@@ -46,20 +50,13 @@ def _warnings(norm: Norm) -> Iterator[str]:
     statistics = statistics_of(norm)
     if statistics is None:
         return
-    gamma, mean, variance = (_values(part) for part in (statistics.gamma, statistics.mean, statistics.variance))
+    parts = (statistics.gamma, statistics.mean, statistics.variance)
+    gamma, mean, variance = (algebra.evaluate(part).hi for part in parts)
     dead = int(np.sum(np.abs(gamma) < _DEAD))
     if dead:
         yield f"norm '{norm.name}' has {dead} dead channel(s): gamma is zero, or as good as"
     if np.all(mean == 0) and np.all(variance == 1):
         yield f"norm '{norm.name}' has mean 0 and variance 1 in every channel: was it ever trained?"
-
-
-def _values(expr: Expr) -> Array:
-    """An expression in plain float64; good enough to warn by."""
-    from bnfold.parity.bounds import Rounding, constant
-    from bnfold.parity.exact import FORMATS
-
-    return constant(expr, Rounding.of(FORMATS["float64"]))[0]
 
 
 def certificate(evidence: Evidence) -> TierResult:
@@ -187,6 +184,9 @@ def _statistics(evidence: Evidence) -> Iterator[str]:
         for quantity, array in quantities.items():
             if quantity not in wanted or not np.array_equal(np.asarray(wanted[quantity]), array):
                 yield f"statistics.safetensors: '{name}.{quantity}' is not that of reference.onnx"
+    for row in evidence.report.norms:
+        if row.outcome == "folded" and row.name not in stored:
+            yield f"statistics.safetensors has no statistics of the folded norm '{row.name}'"
 
 
 def decisions(evidence: Evidence, samples: Samples | None = None) -> TierResult:
