@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from bnfold.bundle import Bundle, TensorSpec
-from bnfold.errors import BnfoldError, DataError
+from bnfold.errors import BnfoldError, DataError, ParityError
+from bnfold.parity.gate import check_gate
 from bnfold.preprocessing import decode_image
 from bnfold.runtime import open_session, run
 
@@ -44,11 +45,16 @@ class Prediction:
 def predict(bundle: Bundle, file: Path, *, device: Literal["auto", "cpu", "cuda"] = "cpu") -> tuple[Prediction, ...]:
     """Answer for every sample in a file: an image, a .npy array, or JSON.
 
-    Raises DataError for an input that does not fit, BundleError for a damaged bundle, BnfoldError for a device that
-    is not there.
+    The bundle passes the server's gate first: what may not be served gives no prediction here either.
+
+    Raises DataError for an input that does not fit, ParityError for a bundle that is not proven on this machine,
+    BundleError for a damaged one, BnfoldError for a device that is not there.
     """
     inputs = read_inputs(bundle, file)
-    session = open_session(bundle.model_path, optimise=True, device=device)
+    gate = check_gate(bundle, device=device)
+    if not gate.passed:
+        raise ParityError(f"{bundle.path} is not proven on this machine, so it gives no prediction: {gate.reasons[0]}")
+    session = open_session(bundle.session_source(), optimise=True, device=device)
     return interpret(bundle, run(session, inputs))
 
 

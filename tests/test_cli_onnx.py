@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from cli_networks import CLASSES, save_network, tree
+from onnx import numpy_helper
 from PIL import Image
 
 from bnfold.bundle import load_bundle
@@ -141,11 +145,6 @@ def test_verify_says_that_parity_holds_with_exit_code_0(repository, capsys):
 
 
 def test_verify_of_a_changed_file_gives_exit_code_1(repository, tmp_path, capsys):
-    import shutil
-
-    import onnx
-    from onnx import numpy_helper
-
     broken = tmp_path / "small" / "1"
     shutil.copytree(repository / "small" / "1", broken)
     model = onnx.load(broken / "model.onnx")
@@ -194,6 +193,23 @@ def test_predict_answers_as_the_reference_does_for_every_kind_of_input(repositor
     assert row["class"] == probabilities.argmax()
     assert row["label"] == LABELS[row["class"]]
     assert abs(row["probability"] - probabilities.max()) < 1e-5
+
+
+def test_predict_refuses_a_bundle_whose_fold_is_wrong_though_its_hashes_fit(repository, tmp_path, capsys):
+    broken = tmp_path / "small" / "1"
+    shutil.copytree(repository / "small" / "1", broken)
+    model = onnx.load(broken / "model.onnx")
+    tensor = next(item for item in model.graph.initializer if item.name.endswith(".folded"))
+    tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+    onnx.save(model, broken / "model.onnx")
+    manifest = json.loads((broken / "manifest.json").read_text())
+    manifest["files"]["model.onnx"] = hashlib.sha256((broken / "model.onnx").read_bytes()).hexdigest()
+    (broken / "manifest.json").write_text(json.dumps(manifest))
+    np.save(tmp_path / "one.npy", np.zeros((1, 1, 8, 8), np.float32))
+    code, out, err = call(capsys, "predict", broken, tmp_path / "one.npy")
+    assert (code, out) == (2, "")
+    assert_one_sentence(err)
+    assert tensor.name in err
 
 
 def test_predict_prints_a_line_for_a_person(repository, tmp_path, capsys):
