@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence, Set
+from collections.abc import Callable, Sequence, Set
 
 import onnx_ir as ir
 from torch.export import ExportedProgram
-from torch.export.graph_signature import OutputKind
+from torch.export.graph_signature import OutputKind, TensorArgument
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import ExportError
@@ -28,7 +28,7 @@ def output_names_of(program: ExportedProgram) -> list[str]:
     if len(paths) != len(kinds) or len(set(paths)) != len(paths) or not all(re.fullmatch(r"[\w.]+", p) for p in paths):
         paths = ["output" if at == 0 else f"output_{at}" for at in range(len(kinds))]
     # An output that is no tensor (None, a number) is none in ONNX.
-    return [path for path, item in zip(paths, kinds, strict=True) if hasattr(item.arg, "name")]
+    return [path for path, item in zip(paths, kinds, strict=True) if isinstance(item.arg, TensorArgument)]
 
 
 def apply_names(
@@ -90,7 +90,14 @@ def _name_sizes(graph: ir.Graph) -> None:
     for value in dict.fromkeys((*values, *graph.outputs)):
         if value.shape is not None:
             sizes = [size if isinstance(size, int) else size.value for size in value.shape]
-            value.shape = ir.Shape(_SYMBOL.sub(renamed, size) if isinstance(size, str) else size for size in sizes)
+            value.shape = ir.Shape(_renamed_size(size, renamed) for size in sizes)
+
+
+def _renamed_size(size: int | str | None, renamed: Callable[[re.Match[str]], str]) -> int | str | None:
+    if not isinstance(size, str):
+        return size
+    # The exporter writes a size that it has found out as a symbol called "2".
+    return int(size) if size.isdecimal() else _SYMBOL.sub(renamed, size)
 
 
 def _name_nodes(graph: ir.Graph) -> None:

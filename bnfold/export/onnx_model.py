@@ -106,12 +106,12 @@ def translate(
             "mend what fixes it (a view with a literal batch size, say), or export with dynamic_batch=False"
         )
     _as_batch_norm(program)
-    defaults = output_names_of(program)
+    outputs = output_names if output_names is not None else output_names_of(program)
     stored = {*program.state_dict, *program.constants}
     model = _translated(program, label)
     try:
         clean(model, stored)
-        apply_names(model, stored, input_names=input_names, output_names=output_names or defaults)
+        apply_names(model, stored, input_names=input_names, output_names=outputs)
     except (RuntimeError, ValueError, TypeError) as problem:
         raise ExportError(f"the ONNX graph of {label} cannot be cleaned: {first_line(problem)}") from problem
     return model

@@ -17,6 +17,7 @@ from torch.fx import Node
 from bnfold.folding.facts import ZERO, Expr, Leaf, Op, Scalar, Tensor, View, div, mul, shape_of, sqrt
 from bnfold.folding.torch_tensors import (
     FLOATS,
+    fixed_size,
     is_exact,
     is_plain,
     key_of,
@@ -197,9 +198,10 @@ def scaled(by: Expr, node: Node) -> Expr | None:
 def static_shape(node: Any) -> tuple[int, ...] | None:
     """The shape of a node's tensor, None where a size is not fixed or it has no tensor."""
     value = node.meta.get("val") if isinstance(node, Node) else None
-    if not isinstance(value, torch.Tensor) or not all(isinstance(size, int) for size in value.shape):
+    if not isinstance(value, torch.Tensor):
         return None
-    return tuple(value.shape)
+    sizes = tuple(size for size in map(fixed_size, value.shape) if size is not None)
+    return sizes if len(sizes) == value.ndim else None
 
 
 def dtype_of(node: Any) -> torch.dtype | None:

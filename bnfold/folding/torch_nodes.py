@@ -32,7 +32,7 @@ from bnfold.folding.facts import (
     shape_of,
 )
 from bnfold.folding.torch_constants import BINARY, Constants, dtype_of, scaled
-from bnfold.folding.torch_tensors import FLOATS, is_exact, is_inplace
+from bnfold.folding.torch_tensors import FLOATS, fixed_size, is_exact, is_inplace
 
 # Spatial axes by operator; None: as many as its weight has beyond two.
 _CONVS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "convolution": None, "_convolution": None}
@@ -276,8 +276,8 @@ def _constant_axis(constant: tuple[int, ...], data: tuple[Any, ...]) -> int | Li
     varying = [axis + rank - len(constant) for axis, size in enumerate(constant) if size != 1]
     if not varying:
         return None
-    size, found = constant[varying[0] - rank + len(constant)], data[varying[0]]
-    return varying[0] if len(varying) == 1 and isinstance(found, int) and found == size else "none"
+    size = constant[varying[0] - rank + len(constant)]
+    return varying[0] if len(varying) == 1 and fixed_size(data[varying[0]]) == size else "none"
 
 
 def _rank(node: Node) -> int:

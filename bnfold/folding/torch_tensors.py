@@ -10,6 +10,7 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from bnfold.folding.facts import Array
 
@@ -55,6 +56,11 @@ def is_exact(before: torch.dtype | None, after: torch.dtype | None) -> bool:
     if before not in FLOATS or after not in FLOATS:
         return False
     return torch.promote_types(before, after) == after
+
+
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """A size as a number, None where it is free. The tracer leaves a symbol where it has found its only value."""
+    return int(size) if is_concrete_int(size) else None
 
 
 def is_inplace(node: Node) -> bool:

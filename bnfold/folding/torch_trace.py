@@ -16,6 +16,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import FoldError
+from bnfold.folding.torch_tensors import fixed_size
 
 _log = logging.getLogger(__name__)
 _STEPS = {f"aten.{name}_.{kind}" for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")}
@@ -104,7 +105,7 @@ def _is_free(program: ExportedProgram, inputs: tuple[Any, ...]) -> bool:
 
 
 def _has_free_axis(value: Any) -> bool:
-    return isinstance(value, torch.Tensor) and value.ndim > 0 and not isinstance(value.shape[0], int)
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and fixed_size(value.shape[0]) is None
 
 
 def _arguments(program: ExportedProgram) -> list[torch.fx.Node]:
@@ -162,7 +163,8 @@ def _place(problem: BaseException | None) -> str:
     while step is not None:
         code = step.tb_frame.f_code
         module = str(step.tb_frame.f_globals.get("__name__", ""))
-        if not module.startswith(("torch", "bnfold", "contextlib", "copy")):
+        is_written = not code.co_filename.startswith("<")  # made at run time
+        if is_written and not module.startswith(("torch", "bnfold", "contextlib", "copy")):
             place = f" ({code.co_name}, line {step.tb_lineno} of {code.co_filename.rpartition('/')[2]})"
         step = step.tb_next
     return place

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch_networks import CASES
+from torch_networks import CASES, fold_case
 
 from bnfold.export.onnx_model import translate
 from bnfold.folding import onnx_graph
@@ -33,8 +33,7 @@ def is_owned(row: NormOutcome, module: torch.nn.Module) -> bool:
 def test_both_doors_say_the_same_of_every_norm(name: str, caplog: Any) -> None:
     caplog.set_level("CRITICAL")  # shape inference of onnx does not know bfloat16 convolutions
     case = CASES[name]
-    module = case.module()
-    ours = inspect_module(module, case.inputs()).norms
+    module, ours = fold_case(name).module, fold_case(name).report.norms
     theirs = onnx_graph.plan(translate(module, case.inputs())).report.norms
     assert [row.outcome for row in ours] == [row.outcome for row in theirs]
     reasons = OTHER_REASON.get(name)
@@ -45,21 +44,15 @@ def test_both_doors_say_the_same_of_every_norm(name: str, caplog: Any) -> None:
 
 
 def test_the_comparison_of_doors_can_fail() -> None:
-    one, other = (
-        inspect_module(CASES[name].module(), CASES[name].inputs()).norms
-        for name in ("output read twice", "conv2d padded by name")
-    )
+    one, other = (fold_case(name).report.norms for name in ("output read twice", "conv2d padded by name"))
     assert [row.outcome for row in one] != [row.outcome for row in other]
 
 
 @pytest.mark.parametrize("name", ["written by hand", "frozen", "expanded", "written in place"])
 def test_a_norm_written_by_hand_leaves_nothing_behind_through_both_doors(name: str) -> None:
     case = CASES[name]
-    module = case.module()
-    from bnfold.folding.torch_graph import fold_module
-
-    folded, _, _ = fold_module(module, case.inputs())
-    assert inspect_module(folded, case.inputs()).norms == ()
-    model, report, _ = onnx_graph.fold(translate(module, case.inputs()))
+    fold = fold_case(name)
+    assert inspect_module(fold.folded, case.inputs()).norms == ()
+    model, report, _ = onnx_graph.fold(translate(fold.module, case.inputs()))
     assert report.counts["folded"] == len(report.norms) > 0
     assert {node.op_type for node in model.graph} <= {"Conv", "Relu"}

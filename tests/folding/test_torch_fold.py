@@ -2,28 +2,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch_networks import CASES, Case, as_good, digest, storages
+from torch_networks import CASES, Case, as_good, digest, fold_case, storages
 
 from bnfold.errors import FoldError
 from bnfold.folding.torch_graph import fold_module, inspect_module
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_folds_what_can_be_folded_and_keeps_the_outputs(name: str) -> None:
     case = CASES[name]
-    module = case.module()
-    before = digest(module)
-    folded, report, fold_map = fold_module(module, case.inputs())
+    fold = fold_case(name)
+    module, folded, report = fold.module, fold.folded, fold.report
     assert tuple((row.outcome, row.reason) for row in report.norms) == case.rows
     for batch in (1, 2, 5):
         assert as_good(folded, module, case.inputs(batch))
     assert (type(folded) is type(module)) == case.whole
-    assert digest(module) == before
+    assert digest(module) == fold.before
     assert not storages(folded) & storages(module)
     linears = {row.target for row in report.norms if row.outcome == "folded"}
-    assert sorted(entry["role"] for entry in fold_map) == sorted(["weight", "bias"] * len({*linears}))
+    assert sorted(entry["role"] for entry in fold.fold_map) == sorted(["weight", "bias"] * len({*linears}))
     state = folded.state_dict()
-    for entry in fold_map:
+    for entry in fold.fold_map:
         assert state[entry["tensor"]].dtype == case.dtype
         assert set(entry["from"]) <= set(module.state_dict())
 

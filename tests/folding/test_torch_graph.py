@@ -17,6 +17,11 @@ from bnfold.folding.torch_tensors import to_numpy, to_torch
 from bnfold.folding.torch_trace import trace_module
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 class Steps(nn.Module):
     """Arithmetic between a convolution's output (N, 4, 6, 4) and constants c (4,), d (), e (1, 4, 1, 1)."""
 

@@ -10,6 +10,12 @@ from torch_networks import CASES, Wired, as_good, randomised
 
 from bnfold.folding.torch_graph import fold_program, plan_program, read_program
 
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
 # torch copies tree specs by a class that it has deprecated itself.
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
+
+from bnfold.folding.report import FoldReport
+from bnfold.folding.torch_graph import fold_module
 
 FOLDED = ("folded", "")
 Row = tuple[str, str]
@@ -94,6 +98,24 @@ def digest(module: nn.Module) -> str:
 
 def storages(module: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in module.state_dict().values() if tensor.numel()}
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A case, folded: the source with its digest from before, and what the fold gave."""
+
+    module: nn.Module
+    before: str
+    folded: nn.Module
+    report: FoldReport
+    fold_map: tuple[dict[str, Any], ...]
+
+
+@functools.cache
+def fold_case(name: str) -> Folded:
+    module = CASES[name].module()
+    before = digest(module)
+    return Folded(module, before, *fold_module(module, CASES[name].inputs()))
 
 
 class Written(nn.Module):
