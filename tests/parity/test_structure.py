@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
+import pytest
 from onnx import helper, numpy_helper
 from parity_networks import small_cnn
 
@@ -86,3 +89,97 @@ def test_many_differences_are_counted_not_listed() -> None:
     found = differences(ir.from_proto(model), ir.from_proto(other))
     assert len(found) == 21
     assert "more differences" in found[-1]
+
+
+def _attribute_gone(model: ir.Model) -> str:
+    next(iter(model.graph)).attributes.pop("strides")
+    return "no attribute 'strides'"
+
+
+def _attribute_new(model: ir.Model) -> str:
+    next(iter(model.graph)).attributes.add(ir.AttrInt64("extra", 1))
+    return "unexpected attribute 'extra'"
+
+
+def _attribute_of_another_type(model: ir.Model) -> str:
+    node = next(iter(model.graph))
+    node.attributes.add(ir.AttrFloat32("group", 1.0))
+    return "of type FLOAT"
+
+
+def _attribute_float(model: ir.Model) -> str:
+    node = next(node for node in model.graph if node.op_type == "Gemm")
+    node.attributes.add(ir.AttrFloat32("alpha", 0.5000001))
+    return "'alpha' is 0.5000001"
+
+
+def _another_domain(model: ir.Model) -> str:
+    next(iter(model.graph)).domain = "com.example"
+    return "domain 'com.example'"
+
+
+def _a_function(model: ir.Model) -> str:
+    x = ir.Value(name="x")
+    body = ir.Graph([x], [x], nodes=[], name="body")
+    function = ir.Function("com.example", "F", graph=body, attributes=[])
+    model.functions[function.identifier()] = function
+    return "local functions"
+
+
+def _node_missing(model: ir.Model) -> str:
+    last = list(model.graph)[-1]
+    model.graph.outputs[0] = last.inputs[0]  # type: ignore[assignment]
+    model.graph.remove(last)
+    return "Gemm"
+
+
+def _data_missing(model: ir.Model) -> str:
+    model.graph.initializers["head.linear.bias"].const_value = None
+    return "'head.linear.bias' has no data"
+
+
+def _tensor_new(model: ir.Model) -> str:
+    tensor = ir.tensor(np.zeros(2, np.float32), name="spare")
+    model.graph.register_initializer(ir.Value(name="spare", const_value=tensor))
+    return "tensor 'spare' is not in the fold"
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_attribute_gone, _attribute_new, _attribute_of_another_type, _attribute_float, _another_domain, _a_function,
+     _node_missing, _data_missing, _tensor_new],
+)  # fmt: skip
+def test_names_every_kind_of_difference(change: Callable[[ir.Model], str]) -> None:
+    model, other = ir.from_proto(small_cnn()), ir.from_proto(small_cnn())
+    named = change(other)
+    found = differences(model, other)
+    assert any(named in sentence for sentence in found), found
+
+
+def test_sees_into_lists_of_graphs() -> None:
+    def nested(*values: float) -> ir.Model:
+        model = ir.from_proto(small_cnn())
+        graphs = []
+        for value in values:
+            constant = ir.node("Constant", [], attributes={"value_float": value}, outputs=[ir.Value(name="c")])
+            graphs.append(ir.Graph([], list(constant.outputs), nodes=[constant], name="inner"))
+        next(iter(model.graph)).attributes.add(ir.AttrGraphs("branches", graphs))
+        return model
+
+    assert differences(nested(1.0, 2.0), nested(1.0, 2.0)) == ()
+    assert "value_float" in differences(nested(1.0, 2.0), nested(1.0, 3.0))[0]
+    assert "has 1 graphs; expected 2" in differences(nested(1.0, 2.0), nested(1.0))[0]
+
+
+def test_sees_into_functions() -> None:
+    def with_function(op: str) -> ir.Model:
+        model = ir.from_proto(small_cnn())
+        x = ir.Value(name="x")
+        node = ir.node(op, [x], outputs=[ir.Value(name="y")])
+        body = ir.Graph([x], list(node.outputs), nodes=[node], name="body")
+        function = ir.Function("com.example", "F", graph=body, attributes=[])
+        model.functions[function.identifier()] = function
+        return model
+
+    assert differences(with_function("Neg"), with_function("Neg")) == ()
+    assert "function 'F'" in differences(with_function("Neg"), with_function("Abs"))[0]

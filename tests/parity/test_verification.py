@@ -159,6 +159,29 @@ def test_wrong_statistics_fail_the_reference_tier(folder: Path, mend: Mend) -> N
     assert "'block2.bn0.variance'" in found.findings[0]
 
 
+def test_statistics_of_norms_that_are_not_there_or_missing_are_findings(folder: Path, mend: Mend) -> None:
+    def spoil(tensors: dict[str, Any]) -> None:
+        for name in [name for name in tensors if name.startswith("block2.bn0.")]:
+            tensors[name.replace("block2", "nowhere")] = tensors.pop(name)
+
+    edit_tensors(folder / "statistics.safetensors", spoil)
+    mend(folder)
+    found = verify(folder, tiers=("T3b",)).findings
+    assert "a norm 'nowhere.bn0', which reference.onnx does not" in found[0]
+    assert "no statistics of the folded norm 'block2.bn0'" in found[1]
+
+
+def test_source_tensors_that_are_missing_or_new_are_findings(folder: Path) -> None:
+    def spoil(document: dict[str, Any]) -> None:
+        tensors = document["source_tensors"]
+        tensors["other"] = tensors.pop("head.linear.bias")
+
+    edit_json(folder / "manifest.json", spoil)
+    found = verify(folder, tiers=("T3b",)).findings
+    assert found[0].startswith("tensor 'head.linear.bias' of reference.onnx is not among")
+    assert found[1].startswith("source tensor 'other' is recorded")
+
+
 def test_a_fold_report_of_another_fold_fails_the_certificate(folder: Path, mend: Mend) -> None:
     edit_json(folder / "fold.json", lambda document: document["norms"][0].update(outcome="kept"))
     mend(folder)
