@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -28,6 +29,8 @@ from service.routes import build_router
 from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
+
+_MOST_DECODERS = 4  # a picture at the cap of pixels takes 128 MiB while it is decoded
 
 _DESCRIPTION = (
     "Serves networks whose batch norms are folded, each proven on this host before its first request. "
@@ -74,6 +77,7 @@ def build_hub(settings: Settings) -> Hub:
         repository=repository,
         batcher=batcher,
         budget=Budget(settings.max_memory_bytes),
+        pool=ThreadPoolExecutor(min(settings.workers, _MOST_DECODERS), thread_name_prefix="bnfold-decode"),
         metrics=metrics,
         lifecycle=Lifecycle(),
     )
@@ -87,6 +91,7 @@ async def _lifespan(hub: Hub, _: FastAPI) -> AsyncGenerator[None, None]:
     finally:
         hub.lifecycle.close()
         await hub.batcher.stop()
+        hub.pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _answer_errors(app: FastAPI) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from types import TracebackType
 
 from starlette.types import Receive, Scope
@@ -15,7 +16,7 @@ from service.settings import Settings
 _SLOWEST = 64 * 2**10  # bytes a second that buy a sender more time, so that a large body on a slow line gets through
 _GZIP = 31  # zlib's window bits: 15, plus 16 for a gzip header
 _ZLIB = 15  # "deflate" in HTTP means the zlib format (RFC 9110, 8.4.1.2)
-_WORTH_A_THREAD = 128 * 2**10
+_WORTH_A_THREAD = 16 * 2**10  # deflate packs at most 1032:1, so less than this is no more than a moment's work
 
 
 class Budget:
@@ -62,8 +63,8 @@ class Lease:
         self._held = 0
 
 
-async def read_body(scope: Scope, receive: Receive, lease: Lease, settings: Settings) -> bytes:
-    """The body of a request, decompressed.
+async def read_body(scope: Scope, receive: Receive, lease: Lease, settings: Settings, pool: Executor | None) -> bytes:
+    """The body of a request, decompressed; pool: where what takes long is done.
 
     Raises TooLarge, SlowClient, BadEncoding, BadRequest (damaged compression), Busy (memory), Disconnected.
     """
@@ -75,7 +76,8 @@ async def read_body(scope: Scope, receive: Receive, lease: Lease, settings: Sett
     if encoding is None:
         return body
     if len(body) > _WORTH_A_THREAD:
-        plain = await asyncio.to_thread(_decompress, body, encoding, settings.max_body_bytes)
+        loop = asyncio.get_running_loop()
+        plain = await loop.run_in_executor(pool, _decompress, body, encoding, settings.max_body_bytes)
     else:
         plain = _decompress(body, encoding, settings.max_body_bytes)
     lease.take(len(plain))

@@ -12,8 +12,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 
 from bnfold.bundle import Bundle, Golden, Manifest
+from bnfold.bundle.manifest import MODEL
 from bnfold.errors import BundleError
-from bnfold.manifest import MODEL
 from bnfold.runtime import open_session, run
 from service.answers import Headers
 from service.errors import ModelFault

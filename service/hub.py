@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -23,13 +24,14 @@ from service.tensors import Array
 
 @dataclass(frozen=True, eq=False)
 class Hub:
-    """One server's parts."""
+    """One server's parts. pool: threads for pictures and compressed bodies."""
 
     settings: Settings
     limits: Limits
     repository: Repository
     batcher: Batcher
     budget: Budget
+    pool: Executor
     metrics: Metrics
     lifecycle: Lifecycle
 

@@ -23,63 +23,45 @@ class Metrics:
     """Every metric of one server."""
 
     def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        PlatformCollector(registry=registry)
-        ProcessCollector(registry=registry)
-        self._success = Counter(
-            "bnfold_inference_request_success", "Requests that were answered", _MODEL, registry=registry
-        )
-        self._failure = Counter(
-            "bnfold_inference_request_failure",
+        self.registry = CollectorRegistry()
+        PlatformCollector(registry=self.registry)
+        ProcessCollector(registry=self.registry)
+        self._success = self._counter("request_success", "Requests that were answered")
+        self._failure = self._counter(
+            "request_failure",
             "Requests that were not answered, by reason; model is empty where the request named none that is here",
-            (*_MODEL, "reason"),
-            registry=registry,
+            "reason",
         )
-        self._inferences = Counter("bnfold_inference_count", "Rows run, batching included", _MODEL, registry=registry)
-        self._executions = Counter("bnfold_inference_exec_count", "Calls of the runtime", _MODEL, registry=registry)
-        self._pending = Gauge(
-            "bnfold_inference_pending_rows", "Rows that wait in the queue now", _MODEL, registry=registry
+        self._inferences = self._counter("count", "Rows run, batching included")
+        self._executions = self._counter("exec_count", "Calls of the runtime")
+        self._request = self._histogram(
+            "request_duration_seconds", "From the head of a request to its answer", _SECONDS
         )
-        self._request = Histogram(
-            "bnfold_inference_request_duration_seconds",
-            "From the head of a request to its answer",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
+        self._queue = self._histogram("queue_duration_seconds", "What a request waited for a worker", _SECONDS)
+        self._compute = self._histogram(
+            "compute_duration_seconds", "One call of the runtime, joining and splitting included", _SECONDS
         )
-        self._queue = Histogram(
-            "bnfold_inference_queue_duration_seconds",
-            "What a request waited for a worker",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._compute = Histogram(
-            "bnfold_inference_compute_duration_seconds",
-            "One call of the runtime, joining and splitting included",
-            _MODEL,
-            buckets=_SECONDS,
-            registry=registry,
-        )
-        self._batch = Histogram(
-            "bnfold_inference_batch_rows", "Rows in one call of the runtime", _MODEL, buckets=_ROWS, registry=registry
-        )
-        self._info = Gauge(
-            "bnfold_model_info",
+        self._batch = self._histogram("batch_rows", "Rows in one call of the runtime", _ROWS)
+        self._pending = self._gauge("inference_pending_rows", "Rows that wait in the queue now", *_MODEL)
+        self._info = self._gauge(
+            "model_info",
             "1 for each version that is served, with the provider in use and the sha256 of model.onnx",
-            (*_MODEL, "provider", "digest"),
-            registry=registry,
+            *_MODEL, "provider", "digest",
+        )  # fmt: skip
+        self._refused = self._gauge(
+            "model_refused", "1 for each version that did not pass the load gate, with the reason", *_MODEL, "reason"
         )
-        self._refused = Gauge(
-            "bnfold_model_refused",
-            "1 for each version that did not pass the load gate, with the reason",
-            (*_MODEL, "reason"),
-            registry=registry,
-        )
-        self._fallback = Gauge(
-            "bnfold_model_fallback", "1 where a version older than the newest is served", ("model",), registry=registry
-        )
-        self._ready = Gauge("bnfold_model_ready", "1 where a proven version is served", ("model",), registry=registry)
+        self._fallback = self._gauge("model_fallback", "1 where a version older than the newest is served", "model")
+        self._ready = self._gauge("model_ready", "1 where a proven version is served", "model")
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(f"bnfold_inference_{name}", text, (*_MODEL, *labels), registry=self.registry)
+
+    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"bnfold_inference_{name}", text, _MODEL, buckets=buckets, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(f"bnfold_{name}", text, labels, registry=self.registry)
 
     def page(self) -> bytes:
         """The text that Prometheus scrapes."""

@@ -63,7 +63,7 @@ READY: Responses = {
     503: _error("A model has no proven version, or the server is stopping", "the server is stopping"),
 }
 MODEL_READY: Responses = {
-    200: _example("It is served", {"name": "digits-cnn", "version": "1", "ready": True}),
+    200: _example("It is served", {"ready": True, "name": "digits-cnn", "version": "1"}),
     **ERRORS,
 }
 METADATA: Responses = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
@@ -27,16 +28,19 @@ _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
 _MAX_FIELDS = 16
 
 
-async def read_inputs(body: bytes, content_type: str, engine: Engine, limits: Limits) -> tuple[dict[str, Array], int]:
+async def read_inputs(
+    body: bytes, content_type: str, engine: Engine, limits: Limits, pool: Executor | None
+) -> tuple[dict[str, Array], int]:
     """The inputs of a prediction, by name, and how many rows they have. Raises BadRequest, TooLarge.
 
     A picture (its Content-Type says image/..., or its first bytes do), a form with pictures, otherwise JSON.
+    pool: where pictures are decoded; its threads bound how many are in memory at once.
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        inputs = await _read_pictures(await _form_files(body, content_type, limits), engine)
+        inputs = await _read_pictures(await _form_files(body, content_type, limits), engine, pool)
     elif kind.startswith("image/") or kind == "application/octet-stream" or body.startswith(_PICTURES):
-        inputs = await _read_pictures([body], engine)
+        inputs = await _read_pictures([body], engine, pool)
     else:
         inputs = _read_instances(parse_json(body, limits.json_bytes), engine)
     return inputs, count_rows(inputs, engine.signature, limits)
@@ -121,7 +125,7 @@ class _InMemory(MultiPartParser):
     spool_max_size = 2**31
 
 
-async def _read_pictures(pictures: Sequence[bytes], engine: Engine) -> dict[str, Array]:
+async def _read_pictures(pictures: Sequence[bytes], engine: Engine, pool: Executor | None) -> dict[str, Array]:
     preprocessing, port = engine.manifest.preprocessing, engine.signature.inputs[0]
     if preprocessing is None or port.dtype.kind != "f":
         raise BadRequest(f"model {engine.label} has no preprocessing for pictures; send JSON rows")
@@ -130,7 +134,7 @@ async def _read_pictures(pictures: Sequence[bytes], engine: Engine) -> dict[str,
         return np.stack([decode_image(picture, preprocessing) for picture in pictures]).astype(port.dtype, copy=False)
 
     try:
-        batch = await asyncio.to_thread(decode)
+        batch = await asyncio.get_running_loop().run_in_executor(pool, decode)
     except DataError as problem:
         raise BadRequest(str(problem)) from None
     port.check_shape(list(batch.shape))

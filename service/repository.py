@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bnfold.bundle import list_versions, load_bundle
+from bnfold.bundle.manifest import check_name
 from bnfold.errors import BnfoldError
-from bnfold.manifest import check_name
 from bnfold.parity.gate import GateResult, check_gate
 from service.engine import Engine, open_engine, resolve_device
 from service.errors import NotReady, UnknownModel

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Any
 
 import orjson
@@ -10,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 import bnfold
 from service.body import read_body
 from service.engine import Engine
-from service.errors import BadRequest
+from service.errors import BadRequest, Expired
 from service.hub import Hub
 from service.metrics import CONTENT_TYPE
 from service.openapi import LIVE, METADATA, METRICS, MODEL_READY, PARITY, PREDICT, PREDICT_BODY, READY, SERVER
@@ -19,6 +20,8 @@ from service.tensors import Port
 
 EXTENSIONS = ("binary_tensor_data",)
 _PLATFORM = "onnxruntime_onnx"
+_STOPPING = "the server is stopping"
+_PROTOCOL: dict[str, Any] = {"tags": ["Open Inference Protocol v2"], "response_class": Response}
 
 Top = Annotated[int, Query(ge=1, le=1000, description="how many classes to name, the likeliest first")]
 
@@ -26,38 +29,45 @@ Top = Annotated[int, Query(ge=1, le=1000, description="how many classes to name,
 def build_router(hub: Hub) -> APIRouter:
     """The routes of one server."""
     router = APIRouter()
-    _add_protocol(router, hub)
+    _add_server(router, hub)
+    _add_models(router, hub)
     _add_people(router, hub)
     return router
 
 
-def _add_protocol(router: APIRouter, hub: Hub) -> None:
-    repository = hub.repository
-    protocol: dict[str, Any] = {"tags": ["Open Inference Protocol v2"], "response_class": Response}
-
-    @router.get("/v2", summary="Server metadata", responses=SERVER, **protocol)
+def _add_server(router: APIRouter, hub: Hub) -> None:
+    @router.get("/v2", summary="Server metadata", responses=SERVER, **_PROTOCOL)
     async def server() -> Response:
         return _json({"name": "bnfold", "version": bnfold.__version__, "extensions": EXTENSIONS})
 
-    @router.get("/v2/health/live", summary="Whether the process answers", responses=LIVE, **protocol)
+    @router.get("/v2/health/live", summary="Whether the process answers", responses=LIVE, **_PROTOCOL)
     async def live() -> Response:
         return _json({"live": True})
 
-    @router.get("/v2/health/ready", summary="Whether every model has a proven version", responses=READY, **protocol)
+    @router.get("/v2/health/ready", summary="Whether every model has a proven version", responses=READY, **_PROTOCOL)
     async def ready() -> Response:
-        is_ready = repository.is_ready and not hub.lifecycle.draining
-        models = [entry.to_dict() for entry in repository.entries.values()]
-        return _health(is_ready, {"ready": is_ready, "draining": hub.lifecycle.draining, "models": models})
+        draining = hub.lifecycle.draining
+        fault = _STOPPING if draining else None if hub.repository.is_ready else "a model has no proven version"
+        models = [entry.to_dict() for entry in hub.repository.entries.values()]
+        return _health(fault, {"draining": draining, "models": models})
 
-    @router.get("/v2/models/{model}", summary="Model metadata", responses=METADATA, **protocol)
+    @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response, responses=METRICS)
+    async def metrics() -> Response:
+        return Response(hub.metrics.page(), headers={"content-type": CONTENT_TYPE.decode("ascii")})
+
+
+def _add_models(router: APIRouter, hub: Hub) -> None:
+    repository = hub.repository
+
+    @router.get("/v2/models/{model}", summary="Model metadata", responses=METADATA, **_PROTOCOL)
     async def metadata(model: str) -> Response:
         return _json(_describe_model(repository.find(model)))
 
-    @router.get("/v2/models/{model}/versions/{version}", summary="Version metadata", responses=METADATA, **protocol)
+    @router.get("/v2/models/{model}/versions/{version}", summary="Version metadata", responses=METADATA, **_PROTOCOL)
     async def version_metadata(model: str, version: str) -> Response:
         return _json(_describe_model(repository.find(model, version)))
 
-    @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=MODEL_READY, **protocol)
+    @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=MODEL_READY, **_PROTOCOL)
     async def model_ready(model: str) -> Response:
         return _model_health(repository.find(model), hub)
 
@@ -65,7 +75,7 @@ def _add_protocol(router: APIRouter, hub: Hub) -> None:
         "/v2/models/{model}/versions/{version}/ready",
         summary="Whether a version is served",
         responses=MODEL_READY,
-        **protocol,
+        **_PROTOCOL,
     )
     async def version_ready(model: str, version: str) -> Response:
         return _model_health(repository.find(model, version), hub)
@@ -97,17 +107,18 @@ def _add_people(router: APIRouter, hub: Hub) -> None:
     async def predict_with(request: Request, model: str, top: Top = DEFAULT_TOP) -> Response:
         return await _predict(hub, request, model, top)
 
-    @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response, responses=METRICS)
-    async def metrics() -> Response:
-        return Response(hub.metrics.page(), headers={"content-type": CONTENT_TYPE.decode("ascii")})
-
 
 async def _predict(hub: Hub, request: Request, model: str | None, top: int) -> Response:
     with hub.counting() as count, hub.budget.lease() as lease:
         hub.check_open()
         engine = count.engine = _only_engine(hub) if model is None else hub.repository.find(model)
-        body = await read_body(request.scope, request.receive, lease, hub.settings)
-        inputs, rows = await read_inputs(body, request.headers.get("content-type", ""), engine, hub.limits)
+        body = await read_body(request.scope, request.receive, lease, hub.settings, hub.pool)
+        content_type = request.headers.get("content-type", "")
+        try:
+            async with asyncio.timeout(hub.settings.request_timeout):
+                inputs, rows = await read_inputs(body, content_type, engine, hub.limits, hub.pool)
+        except TimeoutError:
+            raise Expired("the pictures could not be decoded in time; try again") from None
         outputs = await hub.infer(engine, inputs, rows, None, request.receive, count)
         document = {
             "model": engine.name,
@@ -143,16 +154,15 @@ def _describe_port(port: Port) -> dict[str, Any]:
 
 
 def _model_health(engine: Engine, hub: Hub) -> Response:
-    is_ready = not hub.lifecycle.draining
-    return _health(is_ready, {"name": engine.name, "version": engine.version, "ready": is_ready})
+    fault = _STOPPING if hub.lifecycle.draining else None
+    return _health(fault, {"name": engine.name, "version": engine.version})
 
 
-def _health(is_ready: bool, document: dict[str, Any]) -> Response:
-    """200, or 503 with the reason as an error beside the details."""
-    if is_ready:
-        return _json(document)
-    error = "the server is stopping" if document.get("draining", True) else "a model has no proven version"
-    return _json({"error": error, **document}, status=503, headers={"retry-after": "1"})
+def _health(fault: str | None, details: dict[str, Any]) -> Response:
+    """200, or 503 with the fault as an error beside the details."""
+    if fault is None:
+        return _json({"ready": True, **details})
+    return _json({"error": fault, "ready": False, **details}, status=503, headers={"retry-after": "1"})
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

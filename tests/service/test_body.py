@@ -5,6 +5,7 @@ import gzip
 import zlib
 from typing import Any
 
+import numpy as np
 import pytest
 
 from service.body import Budget, find_header, read_body
@@ -25,7 +26,7 @@ def read(chunks: list[bytes], headers: dict[str, str] | None = None, settings: S
 
     async def run() -> bytes:
         with Budget(settings.max_memory_bytes).lease() as lease:
-            return await read_body(scope(headers), receive, lease, settings)
+            return await read_body(scope(headers), receive, lease, settings, None)
 
     return asyncio.run(run())
 
@@ -46,6 +47,12 @@ def test_decompresses_before_anything_is_sliced(name: str, pack: Any):
     assert read([pack(b"x" * 4096)], {"content-encoding": name}) == b"x" * 4096
 
 
+def test_a_large_body_is_decompressed_apart():
+    body = np.random.default_rng(0).bytes(100_000)
+    settings = Settings(max_body_bytes=101_000)
+    assert read([zlib.compress(body)], {"content-encoding": "deflate"}, settings) == body
+
+
 def test_identity_is_no_compression():
     assert read([b"abc"], {"content-encoding": "identity"}) == b"abc"
 
@@ -57,7 +64,7 @@ def test_refuses_a_declared_length_above_the_cap_before_reading(declared: int):
             raise AssertionError("it was read")
 
         with Budget(8192).lease() as lease:
-            await read_body(scope({"content-length": str(declared)}), receive, lease, SMALL)
+            await read_body(scope({"content-length": str(declared)}), receive, lease, SMALL, None)
 
     with pytest.raises(TooLarge):
         asyncio.run(run())
@@ -110,7 +117,7 @@ def test_gives_up_on_a_body_that_does_not_come():
             raise AssertionError
 
         with Budget(8192).lease() as lease:
-            await read_body(scope(), receive, lease, SMALL)
+            await read_body(scope(), receive, lease, SMALL, None)
 
     with pytest.raises(SlowClient):
         asyncio.run(run())
@@ -122,7 +129,7 @@ def test_notices_that_the_client_has_gone():
             return {"type": "http.disconnect"}
 
         with Budget(8192).lease() as lease:
-            await read_body(scope(), receive, lease, SMALL)
+            await read_body(scope(), receive, lease, SMALL, None)
 
     with pytest.raises(Disconnected):
         asyncio.run(run())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,17 @@ def test_pictures_of_any_size_and_mode_are_made_to_fit(client: httpx.Client, ser
     pixels = (np.random.default_rng(6).random((40, 30, 3)) * 255).astype(np.uint8)
     data = picture(pixels=pixels)
     check(client.post(PREDICT, content=data), true_predictions(server, decode_image(data, PICTURES)[None]))
+
+
+def test_a_picture_that_takes_too_long_to_decode_is_503(digits_only: Path, monkeypatch: pytest.MonkeyPatch):
+    gate = threading.Event()
+    monkeypatch.setattr("service.predict.decode_image", lambda *_: gate.wait(60))
+    settings = Settings(repository=digits_only, device="cpu", port=0, threads=1, request_timeout=0.05)
+    with running(settings) as server:
+        answer = httpx.post(f"{server.url}/predict", content=picture())
+        gate.set()
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "1"
 
 
 def test_a_form_with_pictures(client: httpx.Client, server: Running):

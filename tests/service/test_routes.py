@@ -40,7 +40,7 @@ def test_model_metadata(client: httpx.Client, path: str):
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/ready", "/v2/models/digits/versions/1/ready"])
 def test_model_readiness(client: httpx.Client, path: str):
-    assert client.get(path).json() == {"name": "digits", "version": "1", "ready": True}
+    assert client.get(path).json() == {"ready": True, "name": "digits", "version": "1"}
 
 
 def test_parity_is_the_proof(client: httpx.Client, server: Running):
