@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import DataError
-from bnfold.manifest import TensorSpec
 from bnfold.samples import Array, Samples
 
 MAX_ROWS = 512

@@ -20,7 +20,7 @@ Device = Literal["auto", "cpu", "cuda"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
 # ONNX Runtime's severity scale: 0 verbose .. 4 fatal; warnings are its default.
-_WARNINGS, _ONLY_ERRORS, _SILENT = 2, 3, 4
+_WARNINGS, _SILENT = 2, 4
 
 
 def check_install() -> None:
@@ -77,7 +77,7 @@ def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str,
 
 def _options(ort: Any, optimise: bool, threads: int) -> Any:
     options = ort.SessionOptions()
-    options.log_severity_level = _ONLY_ERRORS
+    options.log_severity_level = _SILENT  # what fails is raised, and said in one sentence
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import DataError
-from bnfold.manifest import TensorSpec
 from bnfold.preprocessing import Preprocessing, decode_image
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]

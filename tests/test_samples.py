@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import DataError
-from bnfold.manifest import TensorSpec
 from bnfold.preprocessing import Preprocessing
 from bnfold.probes import golden_inputs
 from bnfold.samples import load_samples

@@ -14,10 +14,10 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.bundle import Bundle, Golden
+from bnfold.bundle.manifest import MODEL, REFERENCE, SIDECAR
 from bnfold.errors import FoldError, ParityError
 from bnfold.folding.onnx_file import from_proto, load_model
 from bnfold.folding.report import FoldReport
-from bnfold.manifest import MODEL, REFERENCE, SIDECAR
 from bnfold.parity.certificate import Certificate, Expectation, certify, expect
 from bnfold.parity.decisions import Decisions, decide
 from bnfold.parity.triangle import Corner, compare

@@ -15,9 +15,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 
+from bnfold.bundle.manifest import check_name
 from bnfold.documents import Fields, parse_object
 from bnfold.errors import BundleError, DataError
-from bnfold.manifest import check_name
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
 from bnfold.training.curves import draw_curves, write_history

@@ -11,9 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.bundle import Manifest, Preprocessing, TensorSpec
-from bnfold.documents import dump_object, parse_object
-from bnfold.errors import BundleError
-from bnfold.manifest import (
+from bnfold.bundle.manifest import (
     DTYPES,
     MANIFEST,
     OPTIONAL_FILES,
@@ -22,7 +20,9 @@ from bnfold.manifest import (
     check_name,
     parse_version,
 )
-from bnfold.modelfile import MAX_IR_VERSION, MAX_OPSET, MIN_IR_VERSION
+from bnfold.bundle.modelfile import MAX_IR_VERSION, MAX_OPSET, MIN_IR_VERSION
+from bnfold.documents import dump_object, parse_object
+from bnfold.errors import BundleError
 from bnfold.preprocessing import MAX_PIXELS, MAX_SIDE
 
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
+from bnfold.bundle.manifest import TensorSpec
+from bnfold.bundle.modelfile import check_model, check_specs, parse_model, tensor_specs
 from bnfold.errors import BundleError
-from bnfold.manifest import TensorSpec
-from bnfold.modelfile import check_model, check_specs, parse_model, tensor_specs
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.bundle import inspect_bundle, load_bundle
+from bnfold.bundle.tensorfile import dump_tensors, load_tensors
 from bnfold.errors import BundleError
-from bnfold.tensorfile import dump_tensors, load_tensors
 
 FILES = [
     "fold.json",

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from bnfold.bundle import Golden, Manifest, TensorSpec, hash_tensor
+from bnfold.bundle.goldens import decode_goldens, encode_goldens
+from bnfold.bundle.manifest import DTYPES, REQUIRED_FILES
+from bnfold.bundle.tensorfile import dump_tensors, find_dtype, load_tensors
 from bnfold.errors import BundleError
-from bnfold.goldens import decode_goldens, encode_goldens
-from bnfold.manifest import DTYPES, REQUIRED_FILES
-from bnfold.tensorfile import dump_tensors, find_dtype, load_tensors
 
 
 def any_array(dtype: str, shape: tuple[int, ...], seed: int) -> np.ndarray:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from bundle_drafts import make_draft, make_model, mend, prove, tensors
 
+import bnfold.bundle.sidecar
 import bnfold.rename
-import bnfold.sidecar
 from bnfold.bundle import Bundle, BundleDraft, Golden, Preprocessing, list_versions, load_bundle, write_bundle
 from bnfold.errors import BundleError, ParityError
 from bnfold.runtime import open_session, run
@@ -477,8 +477,8 @@ def test_raw_outputs_may_have_labels_of_any_number(tmp_path: Path) -> None:
 
 @pytest.fixture
 def small_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bnfold.sidecar, "INLINE_BYTES", 10)
-    monkeypatch.setattr(bnfold.sidecar, "_SMALL", 8)
+    monkeypatch.setattr(bnfold.bundle.sidecar, "INLINE_BYTES", 10)
+    monkeypatch.setattr(bnfold.bundle.sidecar, "_SMALL", 8)
 
 
 @pytest.mark.usefixtures("small_messages")

@@ -13,7 +13,7 @@ import pytest
 from parity_mutants import replace
 
 from bnfold.bundle import inspect_bundle, load_bundle
-from bnfold.goldens import dump_tensors, load_tensors
+from bnfold.bundle.goldens import dump_tensors, load_tensors
 from bnfold.parity.gate import check_gate
 
 Mend = Callable[[Path], None]

@@ -11,12 +11,11 @@ import pytest
 from parity_mutants import replace
 from parity_networks import Builder, Layer, add_layer, small_cnn
 
-from bnfold import sidecar
 from bnfold.build import build_bundle
-from bnfold.bundle import inspect_bundle, load_bundle
+from bnfold.bundle import inspect_bundle, load_bundle, sidecar
+from bnfold.bundle.goldens import dump_tensors, load_tensors
 from bnfold.errors import BundleError, DataError, ParityError
 from bnfold.folding.report import NormOutcome
-from bnfold.goldens import dump_tensors, load_tensors
 from bnfold.parity import TIERS, prove, verify
 from bnfold.parity.gate import check_gate
 

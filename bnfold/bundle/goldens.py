@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bnfold.bundle.manifest import TRUTH, Manifest, TensorSpec
+from bnfold.bundle.tensorfile import Array, dump_tensors, find_dtype, little_endian, load_tensors
 from bnfold.errors import BundleError
-from bnfold.manifest import TRUTH, Manifest, TensorSpec
-from bnfold.tensorfile import Array, dump_tensors, find_dtype, little_endian, load_tensors
 
 if TYPE_CHECKING:
     import onnx

@@ -10,10 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from bnfold.documents import MAX_BYTES, parse_object
-from bnfold.errors import BundleError
-from bnfold.goldens import Golden, decode_goldens
-from bnfold.manifest import (
+from bnfold.bundle.goldens import Golden, decode_goldens
+from bnfold.bundle.manifest import (
     FOLD,
     MANIFEST,
     MODEL,
@@ -24,8 +22,10 @@ from bnfold.manifest import (
     Manifest,
     parse_version,
 )
-from bnfold.modelfile import check_model, check_specs, parse_model
-from bnfold.tensorfile import Array, group_statistics, load_tensors
+from bnfold.bundle.modelfile import check_model, check_specs, parse_model
+from bnfold.bundle.tensorfile import Array, group_statistics, load_tensors
+from bnfold.documents import MAX_BYTES, parse_object
+from bnfold.errors import BundleError
 
 _BLOCK = 2**20
 MAX_FILE_BYTES = 2**31 - 1  # where a protobuf message ends; the sidecar may be larger, as it is never read whole

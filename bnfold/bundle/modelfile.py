@@ -11,8 +11,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from bnfold.bundle.manifest import MAX_RANK, SIDECAR, TensorSpec
 from bnfold.errors import BundleError
-from bnfold.manifest import MAX_RANK, SIDECAR, TensorSpec
 
 if TYPE_CHECKING:
     import onnx

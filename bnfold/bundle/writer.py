@@ -17,11 +17,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bnfold.bundle_reader import Bundle, check_contents, list_versions, load_bundle
-from bnfold.documents import dump_object, parse_object
-from bnfold.errors import BundleError
-from bnfold.goldens import Golden, encode_goldens
-from bnfold.manifest import (
+from bnfold.bundle.goldens import Golden, encode_goldens
+from bnfold.bundle.manifest import (
     FOLD,
     MANIFEST,
     MODEL,
@@ -34,11 +31,14 @@ from bnfold.manifest import (
     check_name,
     parse_version,
 )
-from bnfold.modelfile import check_model, check_specs
+from bnfold.bundle.modelfile import check_model, check_specs
+from bnfold.bundle.reader import Bundle, check_contents, list_versions, load_bundle
+from bnfold.bundle.sidecar import encode_models
+from bnfold.bundle.tensorfile import Array, dump_tensors, group_statistics
+from bnfold.documents import dump_object, parse_object
+from bnfold.errors import BundleError
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
-from bnfold.sidecar import encode_models
-from bnfold.tensorfile import Array, dump_tensors, group_statistics
 
 if TYPE_CHECKING:
     import onnx

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+from bnfold.bundle.manifest import SIDECAR
 from bnfold.errors import BundleError
-from bnfold.manifest import SIDECAR
 
 if TYPE_CHECKING:
     import onnx
