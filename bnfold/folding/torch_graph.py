@@ -187,19 +187,24 @@ class _Reading:
         )
 
     def _out_of_reach(self, node: Node) -> Iterator[Norm]:
-        """Norms in the branches of control flow: listed, not touched."""
-        for branch in node.all_input_nodes:
-            if branch.op != "get_attr":
-                continue
-            inner = getattr(self.program.graph_module, str(branch.target), None)
-            for found in inner.graph.nodes if isinstance(inner, GraphModule) else ():
-                if operator_of(found) in NORMS:
-                    name = f"{branch.target}/{found.name}"
-                    reason = Reason("INSIDE_SUBGRAPH", f"it stands inside a branch of {node.target} '{node.name}'")
-                    yield Norm(
-                        id=name, name=name, kind="BatchNorm", input=f"{name}:input", output=f"{name}:output",
-                        scale=ONE, shift=ZERO, axis=1, nodes=(), obstacle=reason,
-                    )  # fmt: skip
+        """Norms in the branches of control flow, and in the branches of these: listed, not touched."""
+        reason = Reason("INSIDE_SUBGRAPH", f"it stands inside a branch of {node.target} '{node.name}'")
+        for name in _norms_in_branches(self.program.graph_module, node):
+            yield Norm(
+                id=name, name=name, kind="BatchNorm", input=f"{name}:input", output=f"{name}:output",
+                scale=ONE, shift=ZERO, axis=1, nodes=(), obstacle=reason,
+            )  # fmt: skip
+
+
+def _norms_in_branches(owner: torch.nn.Module, node: Node) -> Iterator[str]:
+    """Norm operators in the graphs that a node calls, by the path that leads to them."""
+    for branch in node.all_input_nodes:
+        inner = getattr(owner, str(branch.target), None) if branch.op == "get_attr" else None
+        if not isinstance(inner, GraphModule):
+            continue
+        for found in inner.graph.nodes:
+            names = (found.name,) if operator_of(found) in NORMS else _norms_in_branches(inner, found)
+            yield from (f"{branch.target}/{name}" for name in names)
 
 
 def _is_tensor(node: Node) -> bool:

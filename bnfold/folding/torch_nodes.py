@@ -189,8 +189,11 @@ class Reader:
             id=output.name, name=self._owner(given) or node.name,
             kind="InstanceNorm" if operator == "instance_norm" else "BatchNorm",
             input=self._root(args["input"]), output=output.name, scale=scale, shift=shift, axis=1, nodes=nodes,
-            statistics=statistics, refusal=refusal,
+            statistics=statistics, refusal=refusal, parameters=self._computed(given),
         )  # fmt: skip
+
+    def _computed(self, given: list[Any]) -> tuple[str, ...]:
+        return tuple(self._root(node) for node in given if isinstance(node, Node) and not self._constants.get(node))
 
     def _unknown(self, given: list[Any], known: list[Expr | None]) -> Reason | None:
         missing = any(value is not None and expr is None for value, expr in zip(given, known, strict=True))

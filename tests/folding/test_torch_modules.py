@@ -85,6 +85,27 @@ def test_a_norm_of_which_more_is_used_is_left_correct(wiring: Any) -> None:
     assert as_good(folded, module, (X,))
 
 
+def test_computed_statistics_are_read_by_the_norm_that_they_belong_to() -> None:
+    class Conditional(nn.Module):
+        """The gamma of one norm comes out of a linear layer that has a norm behind it as well."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gamma, self.mean = nn.Linear(5, 4), nn.Parameter(torch.randn(4))
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False)
+
+        def forward(self, x: torch.Tensor, style: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            gamma = self.gamma(style)
+            normed = (gamma - self.mean) / torch.sqrt(self.mean * self.mean + 1e-3)
+            y = self.conv(x)
+            return F.batch_norm(y, self.bn.running_mean, self.bn.running_var, weight=gamma), normed
+
+    module = randomised(Conditional()).eval()
+    folded, report, _ = fold_module(module, (X, torch.randn(5)))
+    assert [row.reason for row in report.norms] == ["OTHER_READER", "COMPUTED_STATISTICS"]
+    assert as_good(folded, module, (X, torch.randn(5)))
+
+
 def test_a_norm_with_its_activation_in_one_module_folds_as_a_graph() -> None:
     class NormAct(nn.BatchNorm2d):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -154,6 +175,30 @@ def test_a_graph_can_be_copied_loaded_exported_and_compiled() -> None:
     assert as_good(program.module(), module, (torch.randn(5, 3, 6, 6),))
     compiled = torch.compile(folded, backend="eager")
     assert torch.equal(compiled(X), folded(X))
+
+
+def test_takes_modules_with_names_that_are_no_identifiers() -> None:
+    class Odd(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_module("1-0", nn.Conv2d(3, 4, 3, bias=False))
+            self.bn = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.silu(self.bn(self.get_submodule("1-0")(x)))
+
+    module = randomised(Odd()).eval()
+    folded, _, fold_map = fold_module(module, (X,))
+    assert [entry["tensor"] for entry in fold_map] == ["1-0.weight", "1-0.bias"]
+    assert as_good(folded, module, (X,))
+
+
+def test_copies_a_module_that_holds_tensors_with_a_history() -> None:
+    module = CASES["functional"].module()
+    module.cache = {"last": [module(X)]}
+    folded, report, _ = fold_module(module, (X,))
+    assert report.counts["folded"] == 1
+    assert as_good(folded, CASES["functional"].module(), (X,))
 
 
 class Nested(nn.Module):

@@ -136,6 +136,28 @@ def test_lists_norms_inside_branches_and_leaves_them_alone() -> None:
     assert as_good(folded.module(), module, x)
 
 
+def test_lists_norms_inside_branches_of_branches() -> None:
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.bn = nn.Linear(3, 4), nn.BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            def normed(x: torch.Tensor) -> torch.Tensor:
+                with torch.enable_grad():  # torch.export makes a graph of its own of this
+                    return self.bn(self.linear(x))
+
+            with torch.no_grad():
+                return torch.cond(x.sum() > 0, normed, lambda x: self.linear(x), (x,))
+
+    module = randomised(Nested()).eval()
+    with torch.no_grad():
+        program = torch.export.export(module, (torch.randn(4, 3),))
+    folded, report, _ = fold_program(program)
+    assert [(row.outcome, row.reason) for row in report.norms] == [("kept", "INSIDE_SUBGRAPH")]
+    assert as_good(folded.module(), module, (torch.randn(4, 3),))
+
+
 def test_a_tensor_that_the_graph_writes_to_is_no_constant() -> None:
     class Counting(nn.Module):
         def __init__(self) -> None:
