@@ -6,7 +6,8 @@
     protocol.py    the wire of inference    tensors.py    JSON, bytes to arrays   predict.py  /predict for people
     body.py        bodies under caps        answers.py    faults as responses     errors.py   the faults
     lifecycle.py   ready, draining          metrics.py    Prometheus              openapi.py  what /docs says
-    hub.py         the parts of one server  connection.py slow clients            datatypes.py  names of dtypes
+    hub.py         the parts of one server  connection.py slow clients            forms.py    files of a form
+    datatypes.py   names of dtypes
 
 Nothing here imports torch, and nothing that it imports does.
 """

@@ -8,24 +8,22 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from bnfold.errors import DataError
 from bnfold.preprocessing import decode_image
 from service.engine import Engine
 from service.errors import BadRequest
+from service.forms import read_files
 from service.protocol import Limits, check_finite, count_rows, parse_json
 from service.tensors import Array, Port, nested_shape, read_numbers
 
 DEFAULT_TOP = 5
 _PICTURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF")
-_MAX_FIELDS = 16
 
 
 async def read_inputs(
@@ -38,7 +36,7 @@ async def read_inputs(
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        inputs = await _read_pictures(await _form_files(body, content_type, limits), engine, pool)
+        inputs = await _read_pictures(read_files(body, content_type, limits.rows), engine, pool)
     elif kind.startswith("image/") or kind == "application/octet-stream" or body.startswith(_PICTURES):
         inputs = await _read_pictures([body], engine, pool)
     else:
@@ -119,44 +117,17 @@ def _stack(rows: list[Any], port: Port) -> Array:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-class _InMemory(MultiPartParser):
-    """Starlette's parser without its temporary files: the body is bounded, and nothing of it reaches the disk."""
-
-    spool_max_size = 2**31
-
-
 async def _read_pictures(pictures: Sequence[bytes], engine: Engine, pool: Executor | None) -> dict[str, Array]:
     preprocessing, port = engine.manifest.preprocessing, engine.signature.inputs[0]
     if preprocessing is None or port.dtype.kind != "f":
         raise BadRequest(f"model {engine.label} has no preprocessing for pictures; send JSON rows")
 
-    def decode() -> Array:
-        return np.stack([decode_image(picture, preprocessing) for picture in pictures]).astype(port.dtype, copy=False)
-
+    loop = asyncio.get_running_loop()
     try:
-        batch = await asyncio.get_running_loop().run_in_executor(pool, decode)
+        # One by one, so that a request whose time is over stops taking threads.
+        decoded = [await loop.run_in_executor(pool, decode_image, picture, preprocessing) for picture in pictures]
     except DataError as problem:
         raise BadRequest(str(problem)) from None
+    batch = np.stack(decoded).astype(port.dtype, copy=False)
     port.check_shape(list(batch.shape))
     return {port.name: batch}
-
-
-async def _form_files(body: bytes, content_type: str, limits: Limits) -> list[bytes]:
-    """The files of a form, in order."""
-
-    async def stream() -> AsyncGenerator[bytes, None]:
-        yield body
-
-    headers = Headers({"content-type": content_type})
-    try:
-        form = await _InMemory(headers, stream(), max_files=limits.rows, max_fields=_MAX_FIELDS).parse()
-    except MultiPartException as problem:
-        found = problem.message.rstrip(".")
-        raise BadRequest(f"the form cannot be read ({found}); send multipart/form-data with a picture in it") from None
-    try:
-        files = [await item.read() for _, item in form.multi_items() if isinstance(item, UploadFile)]
-    finally:
-        await form.close()
-    if not files:
-        raise BadRequest("the form holds no file; expected a picture, as `curl -F image=@picture.png` sends it")
-    return files

@@ -157,6 +157,9 @@ def _no_address(host: str, port: int, problem: OSError) -> BnfoldError:
 
 
 def _log_to_stderr() -> None:
-    """Show the log where nobody has set up logging; uvicorn's own lines only from warnings on."""
+    """Show the log where nobody has set up logging; uvicorn's own lines from warnings on."""
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("python_multipart").setLevel(
+        logging.ERROR
+    )  # it warns of every form that a stranger sends damaged

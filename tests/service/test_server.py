@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -227,6 +228,14 @@ def test_a_second_head_that_does_not_come_is_not_waited_for_either(impatient: Ru
         assert read_answer(connection)[0] == 200
         connection.sendall(HEAD[:20])
         assert read_all(connection) == b""
+
+
+def test_a_connection_may_rest_between_two_requests_longer_than_a_head_may_take(impatient: Running):
+    with connect(impatient.port) as connection:
+        for _ in range(2):
+            connection.sendall(HEAD + BODY)
+            assert read_answer(connection)[0] == 200
+            time.sleep(0.5)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/predict"])
