@@ -20,7 +20,7 @@ def golden_inputs(specs: Sequence[TensorSpec], samples: Samples | None) -> tuple
     """Batches for golden vectors: the samples (or random ones), then hard inputs of the same range.
 
     A network with a fixed batch size gets batches of that size. Raises DataError when inputs cannot be made up
-    (integers, several free sizes) and no samples are given.
+    (integers, several free sizes) and no samples are given, or when the inputs have no batch size in common.
     """
     batch = _batch_size(specs)
     given = samples if samples is not None else _random(specs)
@@ -33,8 +33,17 @@ def golden_inputs(specs: Sequence[TensorSpec], samples: Samples | None) -> tuple
 
 
 def _batch_size(specs: Sequence[TensorSpec]) -> int | None:
-    sizes = {spec.shape[0] for spec in specs if spec.shape}
-    return None if sizes == {-1} else max(sizes, default=1)
+    for spec in specs:
+        if not spec.shape:
+            raise DataError(f"input '{spec.name}' is a single number, expected a batch; export it as a constant")
+    sizes = {spec.shape[0] for spec in specs}
+    fixed = sorted(sizes - {-1})
+    if not sizes:
+        raise DataError("the network has no input, and gives the same output always; expected at least one input")
+    if len(fixed) > 1:
+        found = " and ".join(str(size) for size in fixed)
+        raise DataError(f"the inputs have {found} rows, expected one batch size for all; export with a free batch size")
+    return fixed[0] if fixed else None
 
 
 def _batches(samples: Samples, size: int | None) -> tuple[Samples, ...]:

@@ -53,37 +53,84 @@ def load_samples(
 
     Raises DataError for what does not fit the inputs.
     """
-    if isinstance(data, tuple):
-        return checked(Samples({specs[0].name: np.asarray(data[0])}, _as_labels(data[1], "labels")), specs, "data")
+    classes = None if labels is None else len(labels)
+    if not isinstance(data, str | Path):
+        return checked(_pair(data, specs), specs, "data", classes)
     path = Path(data)
     if path.is_dir():
-        return checked(_folder(path, specs, preprocessing, labels), specs, str(path))
+        return checked(_folder(path, specs, preprocessing, labels), specs, str(path), classes)
     if path.suffix != ".npz":
         raise DataError(f"{path} is no data set that is known; expected an .npz file or a folder of images")
-    return checked(_archive(path, specs), specs, str(path))
+    return checked(_archive(path, specs), specs, str(path), classes)
 
 
-def checked(samples: Samples, specs: Sequence[TensorSpec], what: str) -> Samples:
-    """The samples in the dtypes of the specs. Raises DataError unless they fit shapes and one another."""
+def checked(samples: Samples, specs: Sequence[TensorSpec], what: str, classes: int | None = None) -> Samples:
+    """The samples in the dtypes of the specs. Raises DataError unless they fit shapes, dtypes and one another.
+
+    classes: how many there are, None where that is not known.
+    """
     fitted: dict[str, Array] = {}
     for spec in specs:
         array = samples.inputs[spec.name]
+        if not spec.shape:
+            raise DataError(f"input '{spec.name}' is a single number, expected a batch; export it as a constant")
         # Axis 0 counts the samples, whatever batch size the network has.
         fits = array.ndim == len(spec.shape) and all(
             size in (found, -1) for found, size in zip(array.shape[1:], spec.shape[1:], strict=True)
         )
-        if not fits or not len(array):
+        if not fits or not array.size:
             raise DataError(
                 f"{what}: the samples for input '{spec.name}' have shape {list(array.shape)}, "
                 f"expected {['N', *spec.shape[1:]]}".replace("'N'", "N")
             )
         if array.dtype.kind not in "fiub":
             raise DataError(f"{what}: the samples for input '{spec.name}' have dtype {array.dtype}, expected numbers")
-        fitted[spec.name] = array.astype(_dtype(spec.dtype))
+        fitted[spec.name] = _cast(array, spec, what)
     counts = {len(array) for array in fitted.values()} | (set() if samples.labels is None else {len(samples.labels)})
     if len(counts) != 1:
         raise DataError(f"{what}: inputs and labels have {sorted(counts)} samples, expected the same number of each")
+    for label in () if samples.labels is None else np.unique(samples.labels).tolist():
+        if label < 0 or (classes is not None and label >= classes):
+            most = "" if classes is None else f" to {classes - 1}"
+            raise DataError(f"{what} has the label {label}, expected class numbers from 0{most}")
     return Samples(fitted, samples.labels)
+
+
+def _cast(array: Array, spec: TensorSpec, what: str) -> Array:
+    """The values in the dtype of an input. Only floats may be rounded: a class or pixel of 0.7 is no 0."""
+    target = _dtype(spec.dtype)
+    if not np.isfinite(array).all():
+        found = "NaN or infinite values, expected finite ones"
+    elif target.kind in "iub" and array.dtype.kind == "f" and (array != np.trunc(array)).any():
+        found = f"a value that is no whole number, expected {spec.dtype}"
+    elif not _in_range(array, target):
+        found = f"values beyond the range of {spec.dtype}"
+    else:
+        return array.astype(target)
+    raise DataError(f"{what}: the samples for input '{spec.name}' have {found}")
+
+
+def _in_range(array: Array, target: np.dtype[Any]) -> bool:
+    low, high = array.min().item(), array.max().item()
+    if target.kind in "iu":
+        return int(np.iinfo(target).min) <= int(low) and int(high) <= int(np.iinfo(target).max)
+    if target.kind == "b":
+        return bool(low >= 0 and high <= 1)
+    with np.errstate(over="ignore"):
+        return bool(np.isfinite(np.array([low, high], np.float64).astype(target).astype(np.float64)).all())
+
+
+def _pair(data: Any, specs: Sequence[TensorSpec]) -> Samples:
+    if not isinstance(data, tuple) or len(data) != 2:
+        raise DataError(f"data is a {type(data).__name__}, expected a path or a pair of arrays: inputs, labels or None")
+    if len(specs) != 1:
+        names = [spec.name for spec in specs]
+        raise DataError(f"a pair of arrays is for a network with one input, this one has {names}; give an .npz file")
+    try:
+        array = np.asarray(data[0])
+    except ValueError:
+        raise DataError("the inputs of data are rows of different lengths, expected one array") from None
+    return Samples({specs[0].name: array}, _as_labels(data[1], "labels"))
 
 
 def _dtype(name: str) -> np.dtype[Any]:
@@ -103,8 +150,13 @@ def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
             raise DataError(f"{path} unpacks to {declared} bytes, expected at most {MAX_BYTES}; give fewer samples")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as problem:
+    except DataError:
+        raise
+    except Exception as problem:  # zipfile and numpy raise nearly any type on hostile bytes
         raise DataError(f"{path} cannot be read as .npz without pickled objects: {problem}") from None
+    for name, array in arrays.items():
+        if not isinstance(array, np.ndarray):
+            raise DataError(f"{path}: '{name}' is no array; expected arrays as numpy.savez writes them")
     labels = next((_as_labels(arrays[name], f"{path}: {name}") for name in _LABELS if name in arrays), None)
     if len(specs) == 1 and specs[0].name not in arrays:
         alias = next((name for name in ("x", "inputs", "data") if name in arrays), None)

@@ -62,6 +62,85 @@ def test_refuses_a_text_file_called_npz(tmp_path: Path) -> None:
         load_samples(tmp_path / "d.npz", [SPEC])
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"no array",
+        b"\x93NUMPY\x01\x00\x10\x00{'descr':'<f4'  \n",
+        b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': '<f4', 'shape': (10**6,)}".ljust(117) + b"\n",
+    ],
+    ids=["no array", "a header cut short", "a header that computes"],
+)
+def test_says_which_archive_holds_no_array(tmp_path: Path, content: bytes) -> None:
+    with zipfile.ZipFile(tmp_path / "d.npz", "w") as archive:
+        archive.writestr("image.npy", content)
+    with pytest.raises(DataError, match=r"d\.npz"):
+        load_samples(tmp_path / "d.npz", [SPEC])
+
+
+@pytest.mark.parametrize(
+    ("dtype", "values", "message"),
+    [
+        ("float32", np.nan, "NaN"),
+        ("float32", 1e39, "beyond the range of float32"),
+        ("float16", 70000, "beyond the range of float16"),
+        ("int64", 0.5, "no whole number"),
+        ("uint8", 256, "beyond the range of uint8"),
+        ("uint8", -1, "beyond the range of uint8"),
+        ("int64", 2.0**63, "beyond the range of int64"),
+        ("bool", 2, "beyond the range of bool"),
+    ],
+)
+def test_changes_no_value_to_fit_the_dtype_of_an_input(dtype: str, values: float, message: str) -> None:
+    spec = TensorSpec("image", dtype, (-1, 2))
+    with pytest.raises(DataError, match=message):
+        load_samples((np.full((3, 2), values), None), [spec])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "uint8", "int64", "bool"])
+def test_takes_whole_numbers_of_any_dtype_for_an_input_of_any_dtype(dtype: str) -> None:
+    samples = load_samples((np.array([[0.0, 1.0]]), None), [TensorSpec("image", dtype, (-1, 2))])
+    assert samples.inputs["image"].dtype.name == dtype
+    assert samples.inputs["image"].astype(int).tolist() == [[0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("data", "specs", "message"),
+    [
+        ((np.ones((2, 2)),), 1, "pair"),
+        ({"a": np.ones((2, 2))}, 1, "pair"),
+        ((np.ones((2, 2)), None), 2, "one input"),
+        (([[1, 2], [3]], None), 1, "array"),
+    ],
+)
+def test_says_what_arrays_in_memory_are_expected(data: object, specs: int, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        load_samples(data, [TensorSpec(name, "float32", (-1, 2)) for name in "ab"[:specs]])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("label", [-1, 2])
+def test_a_label_is_a_class_that_there_is(label: int) -> None:
+    data = (np.ones((2, 1, 4, 4)), np.array([0, label]))
+    with pytest.raises(DataError, match=f"label {label}, expected"):
+        load_samples(data, [SPEC], labels=["cat", "dog"])
+
+
+def test_an_input_without_a_batch_cannot_be_given_samples() -> None:
+    factor = TensorSpec("factor", "float32", ())
+    with pytest.raises(DataError, match="'factor' is a single number"):
+        load_samples((np.array(1.0), None), [factor])
+    with pytest.raises(DataError, match="'factor' is a single number"):
+        golden_inputs([SPEC, factor], None)
+
+
+def test_golden_inputs_need_one_batch_size() -> None:
+    pair = [TensorSpec("a", "float32", (5, 2)), TensorSpec("b", "float32", (7, 2))]
+    with pytest.raises(DataError, match="5 and 7 rows"):
+        golden_inputs(pair, None)
+    with pytest.raises(DataError, match="no input"):
+        golden_inputs([], None)
+
+
 def test_refuses_an_archive_that_declares_more_than_the_cap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bnfold.samples.MAX_BYTES", 1000)
     with zipfile.ZipFile(tmp_path / "d.npz", "w", zipfile.ZIP_DEFLATED) as archive:
