@@ -31,25 +31,24 @@ def output_names_of(program: ExportedProgram) -> list[str]:
     return [path for path, item in zip(paths, kinds, strict=True) if isinstance(item.arg, TensorArgument)]
 
 
-def apply_names(
-    model: ir.Model, stored: Set[str], *, input_names: Sequence[str] | None, output_names: Sequence[str]
-) -> None:
+def apply_names(model: ir.Model, stored: Set[str], *, input_names: Sequence[str], output_names: Sequence[str]) -> None:
     """Name inputs, outputs, nodes, symbolic sizes and the constants of norms. Raises ExportError for unusable names."""
     graph = model.graph
     _name_sizes(graph)
     _name_nodes(graph)
     _name_statistics(graph, stored)
-    given = list(input_names) if input_names is not None else [str(value.name) for value in graph.inputs]
-    _check_names("input", given, len(graph.inputs))
+    _check_names("input", input_names, len(graph.inputs))
     _check_names("output", output_names, len(graph.outputs))
-    wanted = {*given, *output_names}
-    if len(wanted) != len(given) + len(output_names):
-        raise ExportError(f"inputs {given} and outputs {list(output_names)} share a name; expected names of their own")
+    wanted = {*input_names, *output_names}
+    if len(wanted) != len(input_names) + len(output_names):
+        raise ExportError(
+            f"inputs {list(input_names)} and outputs {list(output_names)} share a name; expected names of their own"
+        )
     clash = next((name for name in graph.initializers if name in wanted), None)
     if clash is not None:
         raise ExportError(f"'{clash}' is the name of a parameter of the network; give another input or output name")
     _move_aside(graph, wanted)
-    for value, name in zip((*graph.inputs, *graph.outputs), (*given, *output_names), strict=True):
+    for value, name in zip((*graph.inputs, *graph.outputs), (*input_names, *output_names), strict=True):
         value.name = name
 
 

@@ -109,9 +109,10 @@ def translate(
     outputs = output_names if output_names is not None else output_names_of(program)
     stored = {*program.state_dict, *program.constants}
     model = _translated(program, label)
+    inputs = input_names if input_names is not None else [str(value.name) for value in model.graph.inputs]
     try:
         clean(model, stored)
-        apply_names(model, stored, input_names=input_names, output_names=outputs)
+        apply_names(model, stored, input_names=inputs, output_names=outputs)
     except (RuntimeError, ValueError, TypeError) as problem:
         raise ExportError(f"the ONNX graph of {label} cannot be cleaned: {first_line(problem)}") from problem
     return model

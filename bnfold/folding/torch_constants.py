@@ -69,14 +69,16 @@ class Constants:
 
     def __init__(self, program: ExportedProgram) -> None:
         self._found: dict[Node, Constant] = {}
+        self.owners: dict[Node, str] = {}  # qualified names of the tensors that the program holds
         specs = {spec.arg.name: spec for spec in program.graph_signature.input_specs if hasattr(spec.arg, "name")}
         stored: dict[Node, tuple[str, torch.Tensor]] = {}
         for node in program.graph.nodes:
             if node.op == "placeholder" and node.name in specs:
                 tensor = stored_tensor(program, specs[node.name].target)
-                if specs[node.name].kind != InputKind.USER_INPUT and is_plain(tensor):
-                    stored[node] = (str(specs[node.name].target), tensor)
-        self.owners = {node: name for node, (name, _) in stored.items()}
+                if specs[node.name].kind != InputKind.USER_INPUT and isinstance(tensor, torch.Tensor):
+                    self.owners[node] = str(specs[node.name].target)
+                    if is_plain(tensor):
+                        stored[node] = (self.owners[node], tensor)
         written = written_storages(program, stored)
         for node, (name, tensor) in stored.items():
             if storage_of(tensor, name) not in written:

@@ -8,6 +8,7 @@ that what shares storage with them stays as it is. What only the removed norms u
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -205,7 +206,7 @@ class _Editor:
         if neighbour is None:
             raise FoldError(f"the program has no input for '{beside}'; plan and program must come from one another")
         with self._graph.inserting_after(neighbour):
-            node = self._graph.placeholder(f"p_{target.replace('.', '_')}")
+            node = self._graph.placeholder(re.sub(r"\W", "_", f"p_{target}"))
         node.meta["val"] = neighbour.meta["val"].fake_mode.from_tensor(parameter, static_shapes=True)
         self._specs.insert(at + 1, (InputSpec(InputKind.PARAMETER, TensorArgument(node.name), target), node))
         self._state[target] = parameter

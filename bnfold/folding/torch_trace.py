@@ -33,6 +33,12 @@ def trace_module(
 
     Raises FoldError when the module cannot be copied or traced.
     """
+    tensors = (*module.named_parameters(), *module.named_buffers())
+    empty = next((name for name, tensor in tensors if tensor.is_meta), None)
+    if empty is not None:
+        raise FoldError(
+            f"'{empty}' of {type(module).__name__} has no values (it is on the meta device); load the weights first"
+        )
     inert = copied(module).eval()
     inputs = pytree.tree_map(_detached, example_inputs)
     first: Exception | None = None
@@ -59,13 +65,9 @@ def free_inputs(program: ExportedProgram) -> tuple[str, ...]:
 
 def copied(module: torch.nn.Module) -> torch.nn.Module:
     """A deep copy. Raises FoldError when the module cannot be copied."""
-    # Tensors with a history (the weight that torch.nn.utils.weight_norm computes) cannot be copied with it.
-    computed = [
-        value
-        for inner in module.modules()
-        for value in vars(inner).values()
-        if isinstance(value, torch.Tensor) and not value.is_leaf
-    ]
+    # Tensors with a history (the weight that torch.nn.utils.weight_norm computes, a cache) cannot be copied with it.
+    held = [value for inner in module.modules() for value in pytree.tree_leaves(list(vars(inner).values()))]
+    computed = [value for value in held if isinstance(value, torch.Tensor) and not value.is_leaf]
     try:
         with quiet():
             return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})

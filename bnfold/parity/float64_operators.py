@@ -1,4 +1,4 @@
-"""Convolution and pooling in float64 for the ONNX reference evaluator, which has them wrong or too slow.
+"""Operators in float64 for the ONNX reference evaluator, which has them wrong, too slow, or in float32 alone.
 
 As of onnx 1.23: ConvTranspose with groups cuts the weight by the wrong channels (it raises, or answers wrong); MaxPool
 mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. Conv is right, but makes
@@ -245,6 +245,36 @@ class HardSwish(OpRun):
         return (x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),)
 
 
+class LayerNormalization(OpRun):
+    """LayerNormalization-17. The evaluator's own takes no statistics in float64, which stash_type asks for."""
+
+    op_domain = ""
+
+    def _run(
+        self, X: Array, scale: Array, B: Array | None = None, axis: int = -1, epsilon: float = 1e-5,
+        stash_type: int | None = None,
+    ) -> tuple[Array, Array, Array]:  # fmt: skip
+        del stash_type  # every float is float64
+        axes = tuple(range(X.ndim)[axis:])
+        mean = X.mean(axis=axes, keepdims=True)
+        inverse = 1.0 / np.sqrt(((X - mean) ** 2).mean(axis=axes, keepdims=True) + epsilon)
+        y = (X - mean) * inverse * scale
+        return (y if B is None else y + B), mean, inverse
+
+
+class RMSNormalization(OpRun):
+    """RMSNormalization-23, for the same reason."""
+
+    op_domain = ""
+
+    def _run(
+        self, X: Array, scale: Array, axis: int = -1, epsilon: float = 1e-5, stash_type: int | None = None
+    ) -> tuple[Array]:
+        del stash_type
+        axes = tuple(range(X.ndim)[axis:])
+        return (X / np.sqrt((X**2).mean(axis=axes, keepdims=True) + epsilon) * scale,)
+
+
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish)
+OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish, LayerNormalization, RMSNormalization)

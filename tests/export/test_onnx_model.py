@@ -164,6 +164,7 @@ def test_refuses_names_that_do_not_fit(given: dict[str, Any], message: str) -> N
 def test_a_result_that_is_an_argument_or_given_twice_is_an_output_of_its_own() -> None:
     module = wired(lambda m, x: (x, (y := m.conv(x)), y), conv=conv(3, 4, 3))().eval()
     model = export_model(module, (X,))
+    assert [value.name for value in model.graph.input] == ["inputs_0"]
     assert [value.name for value in model.graph.output] == ["output", "output_1", "output_2"]
     session = runtime.open_session(model.SerializeToString(), optimise=False)
     found = runtime.run(session, {model.graph.input[0].name: X.numpy()})

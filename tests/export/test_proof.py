@@ -193,3 +193,15 @@ def test_proves_the_export_of_each_kind_of_network(name: str) -> None:
     proof = prove_export(module, model, feed)
     assert proof.worst < 1e-7
     assert {name.rpartition(".")[2] for name in proof.unused} <= {"num_batches_tracked"}
+
+
+def test_proves_networks_with_operators_that_the_evaluator_has_in_float32_alone() -> None:
+    class Transformer(nn.Sequential):
+        def __init__(self) -> None:
+            super().__init__(nn.Linear(6, 8), nn.LayerNorm(8), nn.GELU(), nn.Linear(8, 6), nn.Hardswish())
+
+    torch.manual_seed(0)
+    module = randomised(Transformer()).eval()
+    x = torch.randn(3, 5, 6)
+    proof = prove_export(module, export_model(module, (x,)), {"input": x.numpy()})
+    assert proof.worst < 1e-9
