@@ -278,10 +278,11 @@ def test_a_model_of_ir_version_3_with_nothing_to_fold_keeps_its_version_and_its_
     assert list(result.model.graph.input) == list(model.graph.input)
 
 
+@pytest.mark.parametrize("ir_version", [4, 10])
 @pytest.mark.parametrize("which", range(6))
-def test_a_parameter_that_a_caller_may_override_is_left_alone(which):
+def test_a_parameter_that_a_caller_may_override_is_left_alone(which, ir_version):
     """weight, bias, gamma, beta, mean, variance; from IR version 4 on."""
-    b = Builder()
+    b = Builder(opset=9, ir_version=ir_version)
     y = conv_bn(b)
     listed(b, b.initializers[which].name)
     model = b.model(y)

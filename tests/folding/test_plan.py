@@ -151,6 +151,14 @@ def test_a_chain_of_elementwise_steps_is_one_row_and_a_bias_alone_is_none():
     assert len(rows(net.graph(out))) == 1
 
 
+def test_a_chain_in_front_of_a_norm_operator_has_a_row_of_its_own():
+    for behind_a_linear in (False, True):
+        net = Network()
+        x = net.conv("x") if behind_a_linear else "x"
+        graph = net.graph(net.bn(net.step(net.step(x, "mul", 1), "add", 1)))
+        assert [norm.kind for norm in make_plan(graph).norms] == ["Affine", "BatchNorm"]
+
+
 # ---------------------------------------------------------------------------------- each condition
 
 
@@ -347,6 +355,20 @@ def test_refuses_a_chain_that_divides_by_nothing(value):
     assert make_plan(graph).edits == ()
 
 
+def test_refuses_a_chain_whose_steps_are_finite_and_whose_map_is_not():
+    net = Network()
+    graph = net.graph(net.step(net.step(net.conv("x"), "mul", 1, [1e200, 1.0, 1.0]), "mul", 1, [1e200, 1.0, 1.0]))
+    assert list(rows(graph).values()) == [("refused", "NON_FINITE_FOLD")]
+
+
+def test_refuses_a_chain_with_a_step_that_is_infinite_though_a_factor_of_zero_hides_it():
+    net = Network()
+    infinite = net.step(net.conv("x"), "div", 1, [1.0, 0.0, 1.0])
+    graph = net.graph(net.step(net.step(infinite, "mul", None, 0.0), "add", 1))
+    assert ("refused", "NON_FINITE_FOLD") in rows(graph).values()
+    assert make_plan(graph).edits == ()
+
+
 def narrow(dtype: str, weight: float, bias: float | None, gamma: float, shift: float = 0.0) -> Graph:
     """A dense layer (1, 1) with a norm of scale gamma and the given shift."""
     net = Network(channels=1, length=1)
@@ -393,6 +415,17 @@ def test_folds_only_what_stays_in_the_range_of_the_weights(dtype, weight, bias, 
     assert np.isfinite(edit.weight()).all()
     assert np.isfinite(edit.bias()).all()
     assert edit.weight().dtype == edit.bias().dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("weight", "alpha", "folds"), [(40000.0, 2.0, False), (40000.0, 0.5, True), (1.0, -1e5, False)]
+)
+def test_the_factor_of_a_linear_counts_for_its_range(weight, alpha, folds):
+    graph = narrow("float16", weight, None, 1.0)
+    graph = graph.with_nodes(
+        tuple(dataclasses.replace(node, alpha=alpha) if isinstance(node, Linear) else node for node in graph.nodes)
+    )
+    assert list(rows(graph).values()) == [("folded", "") if folds else ("kept", "OVERFLOW")]
 
 
 def test_the_second_of_two_norms_is_kept_when_only_it_overflows():
