@@ -21,10 +21,9 @@ from bnfold.folding.torch_tensors import (
     is_exact,
     is_plain,
     key_of,
-    storage_of,
     stored_tensor,
     to_numpy,
-    written_storages,
+    written_nodes,
 )
 
 _DEEPEST = 64  # expressions are walked recursively; deeper ones are constants of which nothing is known
@@ -79,10 +78,10 @@ class Constants:
                     self.owners[node] = str(specs[node.name].target)
                     if is_plain(tensor):
                         stored[node] = (self.owners[node], tensor)
-        written = written_storages(program, stored)
-        for node, (name, tensor) in stored.items():
-            if storage_of(tensor, name) not in written:
-                self._found[node] = _stored(name, tensor)
+        self._written = written_nodes(program, stored)
+        self._found.update(
+            {node: _stored(name, tensor) for node, (name, tensor) in stored.items() if node not in self._written}
+        )
 
     def get(self, node: Any) -> Constant | None:
         """What is known of a constant node, None for anything else."""
@@ -95,11 +94,20 @@ class Constants:
             return None
         return constant.expr if shape_of(constant.expr) == static_shape(node) else None
 
+    def stored(self, node: Any) -> Tensor | None:
+        """The handle of a stored tensor that a node is, in its dtype, perhaps under another shape or transposed."""
+        constant = self.get(node)
+        expr = None if constant is None else constant.expr
+        while isinstance(expr, View):
+            expr = expr.of
+        is_cast = isinstance(expr, Leaf) and expr.tensor.dtype != FLOATS.get(dtype_of(node))  # type: ignore[arg-type]
+        return expr.tensor if isinstance(expr, Leaf) and not is_cast else None
+
     def take(self, node: Node) -> bool:
         """Enter a node that is constant; true when it is one."""
         if node in self._found:
             return True
-        if node.op != "call_function":
+        if node.op != "call_function" or node in self._written:
             return False
         name = str(node.target)
         nodes = [item for item in node.all_input_nodes if isinstance(item.meta.get("val"), torch.Tensor)]
@@ -139,6 +147,8 @@ class Constants:
         """A transpose: of a stored matrix, or one that moves no axis past another of more than one element."""
         constant, before, after = self.get(of), static_shape(of), static_shape(node)
         if constant is None or constant.expr is None or before is None or after is None:
+            return None, False
+        if not constant.transposed and shape_of(constant.expr) != before:
             return None, False
         is_order_kept = [size for size in before if size != 1] == [size for size in after if size != 1] and (
             len({size for size in before if size != 1}) == sum(size != 1 for size in before)

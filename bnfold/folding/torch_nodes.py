@@ -141,23 +141,21 @@ class Reader:
 
     def _weight(self, value: Any) -> Tensor | None:
         expr = self._constants.expr(value)
-        return expr.tensor if isinstance(expr, Leaf) else None
+        return self._constants.stored(value) if isinstance(expr, Leaf) else None
 
     def _matrix(self, value: Any) -> tuple[Tensor | None, bool]:
         """A stored matrix, and whether the graph uses its transpose."""
         constant = self._constants.get(value)
         if constant is None or not isinstance(constant.expr, Leaf) or len(constant.expr.tensor.shape) != 2:
             return None, False
-        return constant.expr.tensor, constant.transposed
+        return self._constants.stored(value), constant.transposed
 
     def _bias(self, value: Any, channels: int) -> Tensor | None:
         """A stored bias over the output channels, also as a row (1, channels)."""
         expr = self._constants.expr(value)
         if expr is None or shape_of(expr) not in ((channels,), (1, channels)):
             return None
-        while isinstance(expr, View):
-            expr = expr.of
-        return expr.tensor if isinstance(expr, Leaf) else None
+        return self._constants.stored(value)
 
     def _unusable(self, node: Node, kind: str, role: str) -> Opaque:
         why = Reason("COMPUTED_WEIGHT", f"the {role} of {kind} '{node.name}' is computed, not a stored constant")

@@ -84,22 +84,27 @@ def storage_of(tensor: torch.Tensor, name: str) -> Hashable:
         return name
 
 
-def written_storages(program: ExportedProgram, stored: Mapping[Node, tuple[str, torch.Tensor]]) -> set[Hashable]:
-    """The storages that the graph writes to: in place, through a view, as statistics in training, or as an output."""
-    nothing: frozenset[Node] = frozenset()
-    views_of: dict[Node, frozenset[Node]] = {node: frozenset((node,)) for node in stored}
-    written: set[Node] = set()
-    for node in program.graph.nodes:
-        if node.op != "call_function":
-            continue
-        for item in _targets(node):
-            written |= views_of.get(item, nothing)
-        if _may_alias(node):
-            views_of[node] = nothing.union(*(views_of.get(item, nothing) for item in node.all_input_nodes))
-    names = {stored[node][0] for node in written}
+def written_nodes(program: ExportedProgram, stored: Mapping[Node, tuple[str, torch.Tensor]]) -> set[Node]:
+    """The nodes whose memory the graph writes to, in place, through a view, or as statistics in training.
+
+    stored: the placeholders of tensors that the program holds, with their names. A node is named for its memory: by
+    the storage of a tensor, or by the node that made it; a view has the memory of what it may be a view of.
+    """
     mutations = (OutputKind.BUFFER_MUTATION, OutputKind.PARAMETER_MUTATION)
-    names |= {str(spec.target) for spec in program.graph_signature.output_specs if spec.kind in mutations}
-    return {storage_of(tensor, name) for name, tensor in stored.values() if name in names}
+    given_back = {spec.target for spec in program.graph_signature.output_specs if spec.kind in mutations}
+    memory: dict[Node, frozenset[Hashable]] = {}
+    written: set[Hashable] = set()
+    for node in program.graph.nodes:
+        inputs = (memory[item] for item in node.all_input_nodes)
+        is_view = node.op == "call_function" and _may_alias(node)
+        memory[node] = frozenset().union(*inputs) if is_view else frozenset((node,))
+        if node in stored:
+            name, tensor = stored[node]
+            memory[node] = frozenset((storage_of(tensor, name),))
+            written |= memory[node] if name in given_back else frozenset()
+        for item in _targets(node):
+            written |= memory[item]
+    return {node for node, held in memory.items() if held & written}
 
 
 def _may_alias(node: Node) -> bool:

@@ -110,11 +110,15 @@ def test_states_a_step_by_a_constant_as_what_it_computes(step: Callable[..., tor
         lambda m, y: y * m.e.expand(2, 4, 1, 1)[:1].flip(1),
         lambda _, y: y * y.shape[0],
         lambda m, y: torch.addcmul(m.e, y, m.e),
+        lambda m, y: y * m.e.expand(1, 4, 6, 4).permute(0, 1, 2, 3),
+        lambda m, y: (s := m.e.clone(), v := s.view(-1), s.sqrt_(), y * v.view(4, 1, 1))[-1],
+        lambda m, y: (s := m.e + 1.0, s.view(-1)[:2].fill_(3.0), y * s)[-1],
     ],
     ids=[
         "more axes", "broadcast up", "over two axes", "promoted", "integers",
         "integer constant", "constant divided", "constant reduced", "rounded", "by itself", "unknown function",
-        "reordered", "by a size", "unknown operator",
+        "reordered", "by a size", "unknown operator", "expanded and turned", "written to before a view is read",
+        "written to through a view",
     ],
 )  # fmt: skip
 def test_takes_for_a_norm_nothing_that_is_not_proven_to_be_one(step: Callable[..., torch.Tensor]) -> None:
@@ -157,6 +161,7 @@ class Product(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.randn(4, 6))
         self.b = nn.Parameter(torch.randn(6))
+        self.narrow = nn.Parameter(torch.randn(4, 6).bfloat16())
         self.product = product
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -175,6 +180,9 @@ class Product(nn.Module):
         (lambda m, x: x.repeat(1, 2)[:, :6] @ m.w.T, "MatMul", True),
         (lambda m, x: x.repeat(1, 2)[:, :6] @ m.w.transpose(0, -1), "MatMul", True),
         (lambda m, x: x @ (m.w * 2), "Opaque", None),
+        (lambda m, x: x @ m.narrow.float(), "Opaque", None),
+        (lambda m, x: F.linear(x, m.narrow.t().float(), m.b), "Opaque", None),
+        (lambda m, x: x @ m.w.clone().contiguous(), "MatMul", False),
         (lambda m, x: torch.addmm(m.b * 2, x, m.w), "Opaque", None),
     ],
 )
