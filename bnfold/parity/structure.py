@@ -14,8 +14,9 @@ def differences(expected: ir.Model, found: ir.Model, *, recomputed: Collection[s
     """What differs between two models, a sentence each; empty when nothing does.
 
     Compared: operator sets, functions, graph inputs and outputs (name, dtype, shape), nodes in their order (operator,
-    domain, attributes, names of inputs and outputs, subgraphs), initialisers (name, dtype, shape, bits). recomputed:
-    initialisers of which only name, dtype and shape are compared here. Names of nodes and doc strings do not count.
+    domain, attributes, names of inputs and outputs, subgraphs), what is stated of inner values (dtype, shape),
+    initialisers (name, dtype, shape, bits). recomputed: initialisers of which only name, dtype and shape are compared
+    here. Names of nodes and doc strings do not count.
     """
     found_list = list(_models(expected, found, frozenset(recomputed)))
     if len(found_list) > _SHOWN:
@@ -68,6 +69,10 @@ def _nodes(expected: ir.Node, found: ir.Node, where: str) -> Iterator[str]:
     had = [None if value is None else value.name for value in found.inputs]
     if wanted != had:
         yield f"{where}{_label(found)} reads {had}; expected {wanted}"
+    # The runtime believes what a graph states of an inner value: it makes a constant of its Shape, say.
+    for value, stated in zip(expected.outputs, found.outputs, strict=True):
+        if stated.dtype not in (None, value.dtype) or str(stated.shape) not in ("None", str(value.shape)):
+            yield f"{where}{_label(found)} is stated to give {_signature(stated)}; expected {_signature(value)}"
     for name in sorted(expected.attributes.keys() | found.attributes.keys()):
         want, have = expected.attributes.get(name), found.attributes.get(name)
         if want is None or have is None:
@@ -122,7 +127,11 @@ def _initializers(expected: ir.Graph, found: ir.Graph, recomputed: frozenset[str
 
 def same_bits(left: ir.TensorProtocol, right: ir.TensorProtocol) -> bool:
     """True when two tensors have one dtype, one shape and the same bits."""
-    return left.dtype == right.dtype and list(left.shape) == list(right.shape) and left.tobytes() == right.tobytes()
+    if left.dtype != right.dtype or list(left.shape) != list(right.shape):
+        return False
+    if left.dtype == ir.DataType.STRING:  # texts have no bits of their own
+        return bool(np.array_equal(left.numpy(), right.numpy()))
+    return left.tobytes() == right.tobytes()
 
 
 def _outputs(node: ir.Node) -> list[str | None]:

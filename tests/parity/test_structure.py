@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 from parity_networks import small_cnn
 
 from bnfold.parity.structure import differences
+from bnfold.runtime import open_session, run
 
 FLOAT = onnx.TensorProto.FLOAT
 
@@ -154,6 +155,51 @@ def test_names_every_kind_of_difference(change: Callable[[ir.Model], str]) -> No
     named = change(other)
     found = differences(model, other)
     assert any(named in sentence for sentence in found), found
+
+
+def compressed(rows: int | str | None, elem: int = FLOAT) -> onnx.ModelProto:
+    """The positive elements of x times their number, whose count the graph may state for an inner value: "y"."""
+    graph = helper.make_graph(
+        [
+            helper.make_node("Greater", ["x", "zero"], ["positive"]),
+            helper.make_node("Compress", ["x", "positive"], ["y"], axis=0),
+            helper.make_node("Shape", ["y"], ["shape"]),
+            helper.make_node("Cast", ["shape"], ["count"], to=FLOAT),
+            helper.make_node("Mul", ["x", "count"], ["out"]),
+        ],
+        "compressed",
+        [helper.make_tensor_value_info("x", FLOAT, ["N"])],
+        [helper.make_tensor_value_info("out", FLOAT, ["N"])],
+        [numpy_helper.from_array(np.zeros(1, np.float32), "zero")],
+    )
+    if rows is not None:
+        graph.value_info.append(helper.make_tensor_value_info("y", elem, [rows]))
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def test_sees_a_stated_inner_shape_which_the_runtime_believes() -> None:
+    x = np.array([1, -1, 2], np.float32)
+    for rows, found in ((None, [2, -2, 4]), (7, [7, -7, 14])):  # the control: it computes something else
+        session = open_session(compressed(rows).SerializeToString(), optimise=True)
+        np.testing.assert_array_equal(run(session, {"x": x})["out"], found)
+    plain = ir.from_proto(compressed(None))
+    (sentence,) = differences(plain, ir.from_proto(compressed(7)))
+    assert "Compress" in sentence
+    assert "[7]" in sentence
+    assert differences(ir.from_proto(compressed("K")), ir.from_proto(compressed("N")))
+    assert differences(ir.from_proto(compressed("K")), ir.from_proto(compressed("K"))) == ()
+    assert differences(ir.from_proto(compressed("K")), plain) == ()  # says less, which misleads nobody
+
+
+def test_compares_tensors_of_text() -> None:
+    def with_text(*words: str) -> ir.Model:
+        model = small_cnn(0)
+        data = [word.encode() for word in words]
+        model.graph.initializer.append(helper.make_tensor("words", onnx.TensorProto.STRING, [len(data)], data))
+        return ir.from_proto(model)
+
+    assert differences(with_text("a", "b"), with_text("a", "b")) == ()
+    assert "'words'" in differences(with_text("a", "b"), with_text("ab", ""))[0]
 
 
 def test_sees_into_lists_of_graphs() -> None:
