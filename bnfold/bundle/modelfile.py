@@ -63,8 +63,9 @@ def check_model(model: onnx.ModelProto, what: str, *, sidecar_bytes: int | None 
     """Raise BundleError for a model that a bundle must not hold.
 
     That is: an IR version or operator set that the runtime does not read, an operator of another domain than ONNX's
-    own, local functions, training information, a sparse tensor, a tensor whose data is not as large as its shape
-    says, and external data other than a span of the sidecar, of which sidecar_bytes is the size (None: there is none).
+    own, a Constant without exactly one value, local functions, training information, a sparse tensor, a tensor whose
+    data is not as large as its shape says, and external data other than a span of the sidecar, of which sidecar_bytes
+    is the size (None: there is none).
     """
     _check_versions(model, what)
     for graph in _graphs(model.graph, what):
@@ -130,6 +131,10 @@ def _check_nodes(graph: onnx.GraphProto, what: str) -> None:
     for node in graph.node:
         if node.domain not in DOMAINS:
             raise _bad(what, f"has the operator {node.domain + '::' + node.op_type!r:.160}", "ONNX's own operators")
+        if node.op_type == "Constant" and len(node.attribute) != 1:
+            # The specification has exactly one; the runtime takes the first, other readers another one.
+            found = f"has the Constant {', '.join(node.output)!r:.120} with {len(node.attribute)} values"
+            raise _bad(what, found, "one value a constant")
         for attribute in node.attribute:
             sparse = sparse or attribute.HasField("sparse_tensor") or bool(attribute.sparse_tensors)
             for tensor in (*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])):

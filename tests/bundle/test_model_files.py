@@ -55,6 +55,20 @@ def test_refuses_other_imports(model: onnx.ModelProto) -> None:
     assert "imports 0 operator sets" in refused(model)
 
 
+@pytest.mark.parametrize("names", [("value_float", "value"), ("value", "value_float"), ()])
+def test_refuses_a_constant_whose_value_depends_on_who_reads_it(names: tuple[str, ...], model: onnx.ModelProto) -> None:
+    """ONNX Runtime takes the first attribute, whatever it is; other readers take the one that they know best."""
+    values = {"value_float": 2.0, "value": numpy_helper.from_array(np.float32(5))}
+    node = helper.make_node("Constant", [], ["spare"])
+    node.attribute.extend(helper.make_attribute(name, values[name]) for name in names)
+    model.graph.node.insert(0, node)
+    assert f"Constant 'spare' with {len(names)} values" in refused(model)
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("value_float", 2.0))
+    model.graph.node[0].CopyFrom(node)
+    check_model(model, "m.onnx")
+
+
 def test_refuses_an_operator_of_another_domain(model: onnx.ModelProto) -> None:
     model.graph.node[1].domain = "com.microsoft"
     assert "has the operator 'com.microsoft::Gemm'" in refused(model)
