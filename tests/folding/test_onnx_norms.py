@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 from onnx_networks import DOUBLE, FOLDED, HALF, Builder, built, check, close, evaluate, feeds, fold_of, ops, outcomes
 
 from bnfold.folding import onnx_file, onnx_graph
@@ -119,6 +119,27 @@ def test_the_whole_map_computed_from_statistics_beforehand():
     result = check(build)
     assert outcomes(result) == FOLDED
     assert ops(result.model) == ["Conv"]
+
+
+@pytest.mark.parametrize("exponent", [2.0, -1.0, 1.0, 0.25])
+def test_another_power_than_a_root_is_no_constant(exponent):
+    def build(b: Builder) -> str:
+        y = b.conv(b.input(2, 3, 5), (3, 4), (2,))
+        variance = b.const(b.values(4, 1, positive=True))
+        return b.bn(b.node("Div", y, b.node("Pow", variance, b.const(np.asarray(exponent)))), 4)
+
+    assert outcomes(check(build)) == [("kept", "NO_LINEAR_BEFORE")]
+
+
+@pytest.mark.parametrize("through", [HALF, TensorProto.INT32, TensorProto.BFLOAT16])
+def test_a_constant_that_was_cast_to_fewer_bits_and_back_is_none(through):
+    def build(b: Builder) -> str:
+        y = b.conv(b.input(2, 3, 5), (3, 4), (2,))
+        stored = b.const(np.asarray([[1.1], [2.3], [-3.7], [5.9]]))
+        rounded = b.node("Cast", b.node("Cast", stored, to=through), to=b.elem)
+        return b.bn(b.node("Mul", y, rounded), 4)
+
+    assert outcomes(check(build, runtime=through != TensorProto.BFLOAT16)) == [("kept", "NO_LINEAR_BEFORE")]
 
 
 @pytest.mark.parametrize("op", ["Sub", "Div"])
