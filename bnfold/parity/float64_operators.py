@@ -245,6 +245,33 @@ class HardSwish(OpRun):
         return (x * np.clip(x / 6.0 + 0.5, 0.0, 1.0),)
 
 
+class BatchNormalization(OpRun):
+    """BatchNormalization-7 to -15. Before opset 14 the evaluator's own normalises by the batch, in part or entirely."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, epsilon: float = 1e-5,
+        momentum: float = 0.9, training_mode: int = 0, spatial: int = 1,
+    ) -> tuple[Array, ...]:  # fmt: skip
+        outputs = len(self.onnx_node.output)
+        if not spatial:
+            raise NotImplementedError("BatchNormalization with spatial = 0 normalises each activation by itself")
+        if outputs > 3 or (outputs > 1 and not training_mode):
+            raise NotImplementedError("BatchNormalization in training mode before opset 14 has no one definition")
+        running: tuple[Array, ...] = ()
+        if training_mode:
+            axes = (0, *range(2, x.ndim))
+            kept, new = momentum, 1.0 - momentum
+            batch_mean, batch_variance = x.mean(axis=axes), x.var(axis=axes)
+            running = (kept * mean + new * batch_mean, kept * variance + new * batch_variance)
+            mean, variance = batch_mean, batch_variance
+        gamma, beta, mean, variance = (
+            array.reshape(-1, *(1,) * (x.ndim - 2)) for array in (scale, bias, mean, variance)
+        )  # fmt: skip
+        return (gamma * (x - mean) / np.sqrt(variance + epsilon) + beta, *running[: outputs - 1])
+
+
 class LayerNormalization(OpRun):
     """LayerNormalization-17. The evaluator's own takes no statistics in float64, which stash_type asks for."""
 
@@ -277,4 +304,7 @@ class RMSNormalization(OpRun):
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
-OPERATORS = (Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish, LayerNormalization, RMSNormalization)
+OPERATORS = (
+    Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish, BatchNormalization, LayerNormalization,
+    RMSNormalization,
+)  # fmt: skip

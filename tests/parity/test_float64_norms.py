@@ -14,7 +14,7 @@ SCALE, BIAS = np.random.default_rng(1).normal(size=(2, 3, 6)).astype(np.float32)
 EPSILON = float(np.float32(1e-3))
 
 
-def evaluated(operator: str, *parameters: np.ndarray, **attributes: float | str) -> np.ndarray:
+def evaluated(operator: str, *parameters: np.ndarray, opset: int = 23, **attributes: float | str) -> np.ndarray:
     names = [f"p{at}" for at in range(len(parameters))]
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
@@ -24,7 +24,7 @@ def evaluated(operator: str, *parameters: np.ndarray, **attributes: float | str)
         [value("y", TensorProto.FLOAT, X.shape)],
         [numpy_helper.from_array(array, name) for array, name in zip(parameters, names, strict=True)],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)])
     onnx.checker.check_model(model)
     return run_float64(model, {"x": X})["y"]
 
@@ -35,6 +35,22 @@ def wide(array: np.ndarray) -> torch.Tensor:
 
 def apart(found: np.ndarray, wanted: torch.Tensor) -> float:
     return float(np.abs(found - wanted.numpy()).max())
+
+
+@pytest.mark.parametrize("opset", [7, 8, 9, 13, 14, 15, 21])
+def test_batch_norm_of_any_opset_uses_its_stored_statistics(opset: int) -> None:
+    """The evaluator's own updates the statistics by the batch before opset 14, and takes the batch's before 9."""
+    gamma, beta, mean = SCALE[:, 0], BIAS[:, 0], SCALE[:, 1]
+    variance = np.abs(BIAS[:, 1]) + np.float32(0.1)
+    found = evaluated("BatchNormalization", gamma, beta, mean, variance, opset=opset, epsilon=EPSILON)
+    wanted = F.batch_norm(wide(X), *(wide(array) for array in (mean, variance, gamma, beta)), eps=EPSILON)
+    assert apart(found, wanted) < 1e-14
+    assert np.abs(wanted.numpy() - X).max() > 0.1
+
+
+@pytest.mark.parametrize("opset", [7, 10, 12, 13])
+def test_dropout_of_any_opset_does_nothing(opset: int) -> None:
+    assert apart(evaluated("Dropout", opset=opset), wide(X)) == 0.0
 
 
 @pytest.mark.parametrize("axis", [-1, 2, 1, -2])
