@@ -77,7 +77,6 @@ class _Editor:
         self._state: dict[str, Any] = own[0]
         self._constants: dict[str, Any] = own[1]
         self._dead: list[Node] = []
-        self._gone: set[str] = set()
         self.fold_map: list[dict[str, Any]] = []
 
     def set_weights(self, edit: SetWeights) -> None:
@@ -98,7 +97,11 @@ class _Editor:
 
     def bypass(self, edit: Bypass) -> None:
         first, last = self._node(edit.norm.nodes[0]), self._node(edit.norm.output)
-        source = next(item for item in first.all_input_nodes if self._carries(item, edit.norm.input))
+        source = next((item for item in first.all_input_nodes if self._carries(item, edit.norm.input)), None)
+        if source is None:
+            raise FoldError(
+                f"{edit.norm.label} does not read '{edit.norm.input}'; plan and program must come from one another"
+            )
         chain = [self._node(name) for name in edit.norm.nodes]
         last.replace_all_uses_with(source, propagate_meta=False)
         for node in chain:  # what reads a step's shape or dtype can read the input's

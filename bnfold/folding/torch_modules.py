@@ -17,7 +17,7 @@ from bnfold.folding.edits import Bypass, Edit, SetWeights
 from bnfold.folding.facts import Array
 from bnfold.folding.torch_nodes import METADATA, arguments, operator_of
 from bnfold.folding.torch_tensors import stored_tensor, to_torch
-from bnfold.folding.torch_trace import copied, quiet, trace_module
+from bnfold.folding.torch_trace import copied, functional, quiet, trace_module
 
 _log = logging.getLogger(__name__)
 
@@ -57,7 +57,9 @@ def fold_copy(
     try:
         _edit_modules(copy, program, edits)
         retraced = trace_module(copy, example_inputs, dynamic_shapes=dynamic_shapes)
-    except (_NotAModule, FoldError) as problem:
+        if retraced.dialect != program.dialect:  # the one with steps in place has been functionalised
+            retraced = functional(retraced)
+    except (_NotAModule, AttributeError, FoldError) as problem:
         _log.debug("%s is folded as a graph: %s", type(module).__name__, problem)
         return None
     if _description(retraced) != _description(edited) or not _same_tensors(retraced, edited):

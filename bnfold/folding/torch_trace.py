@@ -58,6 +58,13 @@ def trace_module(
     ) from first
 
 
+def functional(program: ExportedProgram) -> ExportedProgram:
+    """The program without operators that write in place."""
+    with quiet(), torch.no_grad():
+        made: ExportedProgram = program.run_decompositions({})
+    return made
+
+
 def free_inputs(program: ExportedProgram) -> tuple[str, ...]:
     """The names of the tensor arguments whose axis 0 is free."""
     return tuple(node.name for node in _arguments(program) if _has_free_axis(node.meta.get("val")))
@@ -82,7 +89,7 @@ def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: An
     with quiet(), torch.no_grad():
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
         # A norm that is written in place (`x -= mean`) is one only after functionalisation.
-        return program.run_decompositions({}) if _steps_in_place(program) else program
+        return functional(program) if _steps_in_place(program) else program
 
 
 def _attempts(

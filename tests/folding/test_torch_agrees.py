@@ -48,7 +48,7 @@ def test_the_comparison_of_doors_can_fail() -> None:
     assert [row.outcome for row in one] != [row.outcome for row in other]
 
 
-@pytest.mark.parametrize("name", ["written by hand", "frozen", "expanded", "written in place"])
+@pytest.mark.parametrize("name", ["written by hand", "frozen", "expanded", "written with a reciprocal root"])
 def test_a_norm_written_by_hand_leaves_nothing_behind_through_both_doors(name: str) -> None:
     case = CASES[name]
     fold = fold_case(name)

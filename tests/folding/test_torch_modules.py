@@ -201,6 +201,34 @@ def test_copies_a_module_that_holds_tensors_with_a_history() -> None:
     assert as_good(folded, CASES["functional"].module(), (X,))
 
 
+def test_a_weight_that_is_a_buffer_or_a_plain_tensor_folds_into_one_of_the_same_kind() -> None:
+    class Kernels(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("buffer", torch.randn(4, 3, 3, 3))
+            self.register_buffer("hidden", torch.randn(4, 4, 1, 1), persistent=False)
+            self.plain = torch.randn(4, 4, 1, 1)
+            self.bn1, self.bn2, self.bn3 = (nn.BatchNorm2d(4) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.bn1(F.conv2d(x, self.buffer)))
+            x = torch.relu(self.bn2(F.conv2d(x, self.hidden)))
+            return self.bn3(F.conv2d(x, self.plain))
+
+    module = randomised(Kernels()).eval()
+    before = (module.hidden.clone(), module.plain.clone())
+    folded, report, fold_map = fold_module(module, (X,))
+    assert report.counts["folded"] == 3
+    with torch.no_grad():
+        wanted = module(X)
+        assert float((folded(X) - wanted).abs().max() / wanted.abs().max()) < 1e-5
+    assert "buffer" in dict(folded.named_buffers())
+    assert {"buffer_bias", "hidden_bias"} <= set(dict(folded.named_parameters()))
+    assert [entry["tensor"] for entry in fold_map if entry["role"] == "weight"][:2] == ["buffer", "hidden"]
+    assert torch.equal(module.hidden, before[0])
+    assert torch.equal(module.plain, before[1])
+
+
 class Nested(nn.Module):
     """Arguments and results in containers, with a default."""
 

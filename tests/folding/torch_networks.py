@@ -344,7 +344,10 @@ CASES: dict[str, Case] = {
         ),
         (3, 6, 6), (FOLDED, OTHER), whole=False,
     ),
-    "written in place": Case(chain(conv(3, 4, 3), lambda: InPlace(4)), (3, 6, 6), (FOLDED,)),
+    "written in place": Case(
+        chain(norm(3), conv(3, 4, 3), lambda: InPlace(4), lambda: nn.ReLU(inplace=True), nn.Dropout),
+        (3, 6, 6), (NO_LINEAR, FOLDED),
+    ),
     "tied weights": Case(_tied, (3, 6, 6), (SHARED, SHARED)),
     "masked weight": Case(_masked, (3, 6, 6), (COMPUTED,)),
     "factor over the width, as wide as channels": Case(_scaled((1, 1, 1, 4), conv(3, 4, 3)), (3, 6, 6), (AXIS,)),
