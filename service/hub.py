@@ -52,6 +52,9 @@ class Hub:
         except Disconnected:
             count.fail("client_gone")
             raise
+        except Exception:
+            count.fail("internal")
+            raise
         count.succeed()
 
     async def infer(

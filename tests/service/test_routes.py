@@ -100,6 +100,9 @@ def test_an_unforeseen_error_is_500_without_a_traceback(
     monkeypatch.setattr("service.infer.parse_request", lambda *_: broken())
     answer = client.post("/v2/models/digits/infer", json={})
     assert answer.status_code == 500
+    labels = {"model": "digits", "version": "1", "reason": "internal"}
+    registry = server.hub.metrics.registry
+    assert registry.get_sample_value("bnfold_inference_request_failure_total", labels) == 1
     assert list(answer.json()) == ["error"]
     assert "inner words" not in answer.text
 

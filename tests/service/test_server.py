@@ -208,7 +208,7 @@ def test_an_ipv6_address_works_where_there_is_one():
 @pytest.fixture(scope="module")
 def impatient(digits_only: Path) -> Iterator[Running]:
     settings = Settings(
-        repository=digits_only, device="cpu", port=0, threads=1, header_timeout=0.2, body_timeout=0.2,
+        repository=digits_only, device="cpu", port=0, threads=1, header_timeout=0.75, body_timeout=0.75,
         max_body_bytes=2**20, max_json_bytes=2**20,
     )  # fmt: skip
     with running(settings) as started:
@@ -235,7 +235,7 @@ def test_a_connection_may_rest_between_two_requests_longer_than_a_head_may_take(
         for _ in range(2):
             connection.sendall(HEAD + BODY)
             assert read_answer(connection)[0] == 200
-            time.sleep(0.5)
+            time.sleep(1.0)
 
 
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/predict"])
