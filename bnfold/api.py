@@ -43,7 +43,6 @@ def fold(
 
     Refused norms are reported and left alone. Raises FoldError for a source that cannot be read or traced.
     """
-    keep = (keep,) if isinstance(keep, str) else tuple(keep)
     kind = source_kind(source)
     if kind == "module":
         from bnfold.folding import torch_graph

@@ -15,7 +15,7 @@ from bnfold.errors import DataError, FoldError, ParityError
 from bnfold.folding.report import FoldReport
 from bnfold.preprocessing import Preprocessing
 from bnfold.probes import golden_inputs
-from bnfold.samples import Array, Samples, load_samples
+from bnfold.samples import Array, Samples, load_samples, read_labels
 from bnfold.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
 _TOOLS = ("bnfold", "numpy", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu", "onnxscript", "torch")
+
+_SLACK = 1e-3  # beyond 0 and 1 for a probability, which half precision rounds
 
 Progress = Callable[[str], None]
 
@@ -33,8 +35,8 @@ def build_bundle(
     *,
     example_inputs: tuple[Any, ...] | None = None,
     data: Path | str | tuple[Any, Any] | None = None,
-    labels: Sequence[str] | Path | None = None,
-    preprocessing: Preprocessing | Path | None = None,
+    labels: Sequence[str] | Path | str | None = None,
+    preprocessing: Preprocessing | Path | str | None = None,
     output_kind: str | None = None,
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
@@ -70,11 +72,14 @@ def build_bundle(
 
     reference_proto, folded_proto = to_proto(reference), to_proto(folded)
     goldens = _goldens(opened, reference_proto, folded_proto, inputs, outputs, samples)
+    kind = _output_kind(output_kind or opened.output_kind)
+    if kind == "probabilities":
+        _check_probabilities(goldens, outputs[0].name)
     draft = BundleDraft(
         source=dict(opened.origin),
         inputs=inputs,
         outputs=outputs,
-        output_kind=_output_kind(output_kind or opened.output_kind),
+        output_kind=kind,
         labels=classes,
         preprocessing=pictures,
         fold_map=fold_map,
@@ -110,28 +115,12 @@ def inspect(
     return torch_graph.inspect_module(opened.module, opened.example_inputs, keep=keep, moves=moves)
 
 
-def read_labels(labels: Sequence[str] | Path) -> tuple[str, ...]:
-    """Labels as given, or out of a file with one a line. Raises DataError for a file that cannot be read."""
-    if not isinstance(labels, Path):
-        return tuple(labels)
-    try:
-        lines = labels.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise DataError(
-            f"the labels {labels} cannot be read ({problem}); expected a text file with one label a line"
-        ) from None
-    found = tuple(line.strip() for line in lines if line.strip())
-    if not found:
-        raise DataError(f"the labels {labels} are empty; expected one label a line")
-    return found
-
-
-def read_preprocessing(preprocessing: Preprocessing | Path) -> Preprocessing:
+def read_preprocessing(preprocessing: Preprocessing | Path | str) -> Preprocessing:
     """Preprocessing as given, or out of a JSON file. Raises DataError or BundleError for what is none."""
     if isinstance(preprocessing, Preprocessing):
         return preprocessing
     try:
-        document = parse_object(preprocessing.read_bytes(), str(preprocessing))
+        document = parse_object(Path(preprocessing).read_bytes(), str(preprocessing))
     except OSError as problem:
         raise DataError(f"the preprocessing {preprocessing} cannot be read ({problem}); expected a JSON file") from None
     return Preprocessing.from_dict(document, str(preprocessing))
@@ -152,10 +141,22 @@ def _reference(source: Source) -> ir.Model:
 
 
 def _cleaned(model: ir.Model) -> ir.Model:
-    """A clone without documentation and metadata, which carry paths of the machine that exported it."""
+    """A clone without documentation and metadata, which carry paths of the machine that exported it.
+
+    Raises FoldError for a constant that a caller may override: a bundle would have to take it as an input.
+    """
     import onnx_ir.passes.common as common_passes
 
-    clone = model.clone()
+    from bnfold.folding.onnx_edits import clone_of, unlist_constants
+
+    clone = clone_of(model)
+    unlist_constants(clone)
+    for value in clone.graph.inputs:
+        if value.name in clone.graph.initializers:
+            raise FoldError(
+                f"'{value.name}' is both an input and a constant of the graph, so a caller may override it; "
+                "expected one of the two; take it off the inputs"
+            )
     common_passes.ClearMetadataAndDocStringPass()(clone)
     clone.metadata_props.clear()
     return clone
@@ -190,6 +191,10 @@ def _specs(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
             raise FoldError(
                 f"'{value.name}' of the graph has no shape or no dtype; expected both; export the network again"
             )
+        if value.dtype.name == "STRING" or value.dtype.name.startswith("COMPLEX"):
+            raise FoldError(
+                f"'{value.name}' of the graph is of type {value.dtype.name}, expected numbers; leave it out"
+            )
         shape = tuple(size if isinstance(size, int) else -1 for size in value.shape)
         specs.append(TensorSpec(str(value.name), value.dtype.numpy().name, shape))
     return tuple(specs)
@@ -199,6 +204,16 @@ def _output_kind(kind: str | None) -> Any:
     if kind not in (None, "logits", "probabilities", "raw"):
         raise DataError(f"output kind '{kind}' is not known; expected logits, probabilities or raw")
     return kind or "raw"
+
+
+def _check_probabilities(goldens: Sequence[Golden], name: str) -> None:
+    low = min(float(golden.truth[name].min()) for golden in goldens)
+    high = max(float(golden.truth[name].max()) for golden in goldens)
+    if not -_SLACK <= low <= high <= 1 + _SLACK:
+        raise DataError(
+            f"output '{name}' has values from {low:.3g} to {high:.3g}, expected probabilities, from 0 to 1; "
+            "say logits or raw as its output kind"
+        )
 
 
 def _samples(
@@ -246,11 +261,10 @@ def _truth_of_module(
     batch: Samples,
 ) -> Mapping[str, Array]:
     """The module's own float64 outputs, once the export is proven on this batch (tier T3b)."""
-    from bnfold.export.proof import prove_export
-    from bnfold.torch_sources import truth
+    from bnfold.export.proof import prove_export, run_module_float64
 
     prove_export(source.module, reference, dict(batch.inputs))
-    found = truth(source.module, [batch.inputs[spec.name] for spec in inputs])
+    found = run_module_float64(source.module, [batch.inputs[spec.name] for spec in inputs])
     if len(found) != len(outputs):
         raise ParityError(
             f"{source.name} gave {len(found)} outputs, its export {len(outputs)}; expected the same number"

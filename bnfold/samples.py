@@ -64,6 +64,22 @@ def load_samples(
     return checked(_archive(path, specs), specs, str(path), classes)
 
 
+def read_labels(labels: Sequence[str] | Path | str) -> tuple[str, ...]:
+    """Labels as given, or out of a file with one a line. Raises DataError for a file that cannot be read."""
+    if not isinstance(labels, Path | str):
+        return tuple(labels)
+    try:
+        lines = Path(labels).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise DataError(
+            f"the labels {labels} cannot be read ({problem}); expected a text file with one label a line"
+        ) from None
+    found = tuple(line.strip() for line in lines if line.strip())
+    if not found:
+        raise DataError(f"the labels {labels} are empty; expected one label a line")
+    return found
+
+
 def checked(samples: Samples, specs: Sequence[TensorSpec], what: str, classes: int | None = None) -> Samples:
     """The samples in the dtypes of the specs. Raises DataError unless they fit shapes, dtypes and one another.
 

@@ -1,8 +1,7 @@
-"""Sources that need torch: checkpoint folders, `module:factory` with weights, and their float64 truth."""
+"""Sources that need torch: checkpoint folders, and `module:factory` with weights."""
 
 from __future__ import annotations
 
-import copy
 import importlib
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,7 +11,6 @@ from typing import Any
 import torch
 
 from bnfold.errors import DataError
-from bnfold.samples import Array
 from bnfold.sources import Source, file_sha256
 
 
@@ -54,19 +52,6 @@ def open_factory(spec: str, *, weights: Path | str | None, input_shape: Sequence
     example = torch.zeros((2, *input_shape), dtype=next((p.dtype for p in module.parameters()), torch.float32))
     name = spec.partition(":")[2].rpartition(".")[2]
     return Source(name=name, origin=origin, module=module.eval(), example_inputs=(example,))
-
-
-def truth(module: torch.nn.Module, inputs: Sequence[Array]) -> tuple[Array, ...]:
-    """The outputs of the module in float64 on the CPU, one array (N, ...) an output, in the order of its pytree.
-
-    inputs: arrays (N, ...) in the order of the arguments. The module given is not changed.
-    """
-    double = copy.deepcopy(module).to("cpu").double().eval()
-    tensors = [torch.from_numpy(array.copy()) for array in inputs]
-    with torch.no_grad():
-        outputs = double(*[tensor.double() if tensor.is_floating_point() else tensor for tensor in tensors])
-    flat, _ = torch.utils._pytree.tree_flatten(outputs)
-    return tuple(output.numpy() for output in flat)
 
 
 def _made(spec: str) -> torch.nn.Module:

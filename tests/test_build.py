@@ -224,6 +224,104 @@ def test_a_source_that_cannot_be_opened_is_one_sentence(tmp_path: Path, source: 
     assert list(tmp_path.iterdir()) == []
 
 
+def small(*layers: nn.Module) -> nn.Sequential:
+    torch.manual_seed(3)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), *layers).eval()
+    network[2].running_mean.normal_()
+    network[2].running_var.uniform_(0.5, 2.0)
+    return network
+
+
+class Casting(nn.Module):
+    """Spells out the dtype that it works in, gives more than tensors, and gives a parameter away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor]:
+        return self.net(x.float() / 255), None, self.net[1].bias
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*is deprecated:FutureWarning")
+def test_the_truth_of_a_module_is_float64_whatever_it_spells_out(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 3, 4)).astype(np.uint8)
+    example = (torch.from_numpy(pixels[:2]),)
+    bundle = build_bundle(Casting(), tmp_path / "casting", example_inputs=example, data=(pixels, None))
+    golden = bundle.goldens()[0]
+    assert [spec.dtype for spec in bundle.manifest.inputs] == ["uint8"]
+    truth = golden.truth[bundle.manifest.outputs[0].name]
+    assert (truth != truth.astype(np.float32)).any()
+
+    with_history = nn.Sequential(small(), nn.utils.weight_norm(nn.Linear(4, 4)))  # its weight cannot be deep-copied
+    build_bundle(with_history, tmp_path / "history", example_inputs=(torch.randn(2, 3, 4),))
+
+
+def graph(*, ir_version: int = 8, inputs: tuple[onnx.ValueInfoProto, ...] = ()) -> onnx.ModelProto:
+    """Gemm -> BatchNormalization -> y, with the constants w and v, and more graph inputs if wanted."""
+    rng = np.random.default_rng(0)
+    stored = {name: rng.uniform(0.5, 2.0, 4).astype(np.float32) for name in ("g", "b", "m", "v")}
+    stored["w"] = rng.standard_normal((12, 4)).astype(np.float32)
+    helper, number = onnx.helper, onnx.TensorProto.FLOAT
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["c"]),
+        helper.make_node("BatchNormalization", ["c", "g", "b", "m", "v"], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(name, number, [None, size]) for name, size in (("x", 12), ("y", 4)))
+    constants = [onnx.numpy_helper.from_array(array, name) for name, array in stored.items()]
+    listed = [helper.make_tensor_value_info(name, number, array.shape) for name, array in stored.items()]
+    given = [x, *inputs, *(listed if ir_version < 4 else [])]
+    made = helper.make_graph(nodes, "small", given, [y], constants)
+    return helper.make_model(made, ir_version=ir_version, opset_imports=[helper.make_opsetid("", 11)])
+
+
+def test_a_graph_that_lists_its_constants_as_inputs_becomes_a_bundle(tmp_path: Path) -> None:
+    """Up to IR version 3 every initialiser had to be listed."""
+    bundle = build_bundle(graph(ir_version=3), tmp_path / "old")
+    assert [spec.name for spec in bundle.manifest.inputs] == ["x"]
+    for path in (bundle.model_path, bundle.reference_path):
+        assert [value.name for value in onnx.load(path).graph.input] == ["x"]
+    assert bundle.fold_report()["counts"]["folded"] == 1
+
+
+def test_a_constant_that_a_caller_may_override_has_no_place_in_a_bundle(tmp_path: Path) -> None:
+    listed = onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [12, 4])
+    with pytest.raises(FoldError, match="'w' is both an input and a constant"):
+        build_bundle(graph(inputs=(listed,)), tmp_path / "x")
+
+
+def test_a_graph_of_text_or_in_no_order_is_one_sentence(tmp_path: Path) -> None:
+    text = onnx.helper.make_tensor_value_info("t", onnx.TensorProto.STRING, [None])
+    with pytest.raises(FoldError, match="'t' of the graph is of type STRING"):
+        build_bundle(graph(inputs=(text,)), tmp_path / "x")
+    model = ir.from_proto(graph())
+    first = model.graph[0]
+    model.graph.remove(first)
+    model.graph.append(first)
+    with pytest.raises(FoldError, match="order"):
+        build_bundle(model, tmp_path / "x")
+
+
+def test_probabilities_lie_between_0_and_1(tmp_path: Path) -> None:
+    example = (torch.randn(2, 3, 4),)
+    with pytest.raises(DataError, match="expected probabilities"):
+        build_bundle(small(), tmp_path / "x", example_inputs=example, output_kind="probabilities")
+    assert not (tmp_path / "x").exists()
+    network = small(nn.Softmax(1))
+    bundle = build_bundle(network, tmp_path / "x", example_inputs=example, output_kind="probabilities")
+    assert bundle.manifest.output_kind == "probabilities"
+
+
+def test_one_name_to_keep_and_one_file_of_labels_may_be_plain_strings(tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_text("a\nb\nc\nd\n")
+    example = (torch.randn(2, 3, 4),)
+    labels: Any = str(tmp_path / "labels.txt")
+    bundle = build_bundle(small(), tmp_path / "x", example_inputs=example, labels=labels, keep="2")
+    assert bundle.manifest.labels == ("a", "b", "c", "d")
+    assert [row["reason"] for row in bundle.fold_report()["norms"]] == ["KEEP_ASKED"]
+    assert [row.reason for row in inspect(small(), example_inputs=example, keep="2").norms] == ["KEEP_ASKED"]
+
+
 def test_a_fold_that_is_wrong_is_not_written(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The negative control of the whole pipeline: break the fold itself, and nothing leaves the house."""
     carry_out = onnx_graph.carry_out

@@ -63,6 +63,17 @@ def clone_of(model: ir.Model) -> ir.Model:
         ) from None
 
 
+def unlist_constants(model: ir.Model) -> None:
+    """Take initialisers off the graph inputs, where they had to be listed up to IR version 3, and go to version 4."""
+    if model.ir_version >= 4:
+        return
+    initialised = set(model.graph.initializers.values())
+    kept = [value for value in model.graph.inputs if value not in initialised]
+    model.graph.inputs.clear()
+    model.graph.inputs.extend(kept)
+    model.ir_version = 4
+
+
 class _Editor:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
@@ -118,20 +129,12 @@ class _Editor:
             self._graph.remove(node, safe=True)
             queue.extend(producer for value in inputs if (producer := value.producer()) is not None)
             self._unused.extend(value for value in inputs if value.is_initializer())
-        if self._model.ir_version < 4 and self.fold_map:
-            self._modernise()
+        if self.fold_map:
+            unlist_constants(self._model)  # fresh initialisers are not listed
         listed = set(self._graph.inputs)
         for value in self._unused:
             if not value.uses() and not value.is_graph_output() and value not in listed:
                 self._graph.initializers.pop(str(value.name), None)
-
-    def _modernise(self) -> None:
-        """Up to IR version 3 an initialiser must also be a graph input; fresh ones are not, so go to version 4."""
-        initialised = set(self._graph.initializers.values())
-        kept = [value for value in self._graph.inputs if value not in initialised]
-        self._graph.inputs.clear()
-        self._graph.inputs.extend(kept)
-        self._model.ir_version = 4
 
     def _producer(self, name: str) -> ir.Node:
         value = self._values.get(name)

@@ -32,14 +32,14 @@ class Plan:
 def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[str] = "default") -> Plan:
     """Plan the fold of a graph.
 
-    keep: names or patterns (fnmatch) of norms to leave alone. moves: "default", "all", or names of moves; every
-    move of this planner is exact and costs nothing at run time. Raises FoldError for a move that is not known or a
-    pattern that fits no norm.
+    keep: names or patterns (fnmatch) of norms to leave alone, or a single one. moves: "default", "all", or names of
+    moves; every move of this planner is exact and costs nothing at run time. Raises FoldError for a move that is not
+    known or a pattern that fits no norm.
     """
     chosen = _chosen(moves)
     start = refuse_unsound(graph)
     composed = _to_fixed_point(start, tuple(move for move in chosen if move.name == "compose_affine"))
-    kept = _keep(_named_apart(refuse_unsound(composed)), keep)
+    kept = _keep(_named_apart(refuse_unsound(composed)), (keep,) if isinstance(keep, str) else keep)
     current = _to_fixed_point(kept, chosen)
     linears = [node for node in current.nodes if isinstance(node, Linear) and node.absorbed]
     edits: list[Edit] = []
