@@ -6,10 +6,11 @@ VENV ?= .venv
 # Passed to pip, for instance to take the CPU build of torch on Linux:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
-# What a run of pytest is given, for instance: make test PYTEST_FLAGS="-x tests/folding"
+# Passed to pytest, for instance: make test PYTEST_FLAGS="-x -q"
 PYTEST_FLAGS ?=
 PORT ?= 8000
 
+COVERED := tests/folding tests/parity
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
@@ -23,7 +24,9 @@ demo: $(INSTALLED) ## train, fold, export, prove, serve and predict on real hand
 	$(BIN)/python scripts/demo.py
 
 test: lint ## all that CI runs: lint, types, import rules, tests with branch coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_FLAGS)
+	# Measuring coverage is slow: it is done where it is wanted, on the fold core and the parity suite.
+	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_FLAGS) $(COVERED)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(addprefix --ignore=,$(COVERED))
 
 lint: $(INSTALLED) ## ruff (rules and format), mypy, import rules
 	$(BIN)/ruff check .
