@@ -8,7 +8,8 @@ what the fold leaves. Numbers: |shipped - exact| <= 0.5 ulp for every element of
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +18,11 @@ import onnx_ir as ir
 
 from bnfold.errors import ParityError
 from bnfold.folding.edits import Edit, SetWeights
-from bnfold.folding.facts import Array, Linear, Norm
+from bnfold.folding.facts import Array, Graph, Linear, Norm
+from bnfold.folding.moves import MOVES
 from bnfold.folding.onnx_edits import FoldMap
 from bnfold.folding.onnx_graph import carry_out, read
-from bnfold.folding.plan import make_plan
+from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
 from bnfold.parity.exact import Interval, evaluate, exact_array
 from bnfold.parity.nearest import Distances, measure_product, measure_vector
@@ -130,25 +132,14 @@ def expect(reference: ir.Model, report: FoldReport | None = None) -> Expectation
     report: the fold report that came with the fold; the norms that it calls folded are those that must be gone, all
     others those that must be there. None: every norm that can be folded must be. The reference is not changed.
     """
-    claimed = None if report is None else {row.name: row.outcome for row in report.norms}
     graph = read(reference)
-    plan = make_plan(graph)
-    problems: list[str] = []
-    if claimed is not None:
-        known = {row.name for row in plan.report.norms}
-        problems += [
-            f"the fold report speaks of the norm '{name}', which the reference does not have"
-            for name in claimed
-            if name not in known
-        ]
-        left = dict.fromkeys(row.name for row in plan.report.norms if claimed.get(row.name) != "folded")
-        plan = make_plan(graph, keep=tuple(glob.escape(name) for name in left))
-        problems += [
-            f"the fold report says that norm '{row.name}' is folded, but it cannot be: {row.detail}"
-            for row in plan.report.norms
-            if claimed.get(row.name) == "folded" and row.outcome != "folded"
-        ]
-        problems += [f"the fold report has no row for the norm '{name}'" for name in left if name not in claimed]
+    plan = plan_of(graph, report)
+    problems: tuple[str, ...] = ()
+    if report is not None:
+        claimed = {row.name: row.outcome for row in report.norms}
+        left = [glob.escape(row.name) for row in plan.report.norms if claimed.get(row.name) != "folded"]
+        plan = make_plan(graph, keep=left, moves=_moves_of(graph, report))
+        problems = tuple(_contradictions(report, plan.report))
     edits: list[Edit] = [_Blank(e.linear, e.map, e.absorbed) if isinstance(e, SetWeights) else e for e in plan.edits]
     model, fold_map = carry_out(reference, edits)
     changed = [edit for edit in edits if isinstance(edit, SetWeights)]
@@ -159,7 +150,44 @@ def expect(reference: ir.Model, report: FoldReport | None = None) -> Expectation
         Site(edit.linear, edit.absorbed, weight, bias)
         for edit, weight, bias in zip(changed, by_role["weight"], by_role["bias"], strict=True)
     )
-    return Expectation(model, sites, tuple(problems), fold_map)
+    return Expectation(model, sites, problems, fold_map)
+
+
+def plan_of(graph: Graph, report: FoldReport | None) -> Plan:
+    """The plan of a graph with the moves that a report was made with, so that its norms bear the report's names."""
+    return make_plan(graph, moves=_moves_of(graph, report))
+
+
+def _moves_of(graph: Graph, report: FoldReport | None) -> str | tuple[str, ...]:
+    """A report does not name its moves, but without composition each step of a hand-written norm is a norm."""
+    if report is not None:
+        apart = tuple(move.name for move in MOVES if move.name != "compose_affine")
+        for moves in ("default", apart):
+            if _names(make_plan(graph, moves=moves).report) == _names(report):
+                return moves
+    return "default"
+
+
+def _contradictions(claimed: FoldReport, planned: FoldReport) -> Iterator[str]:
+    """What a fold report says and the plan that its own rows ask for does not."""
+    rows = {row.name: row for row in planned.norms}
+    for name, count in Counter(row.name for row in claimed.norms).items():
+        if count > 1:
+            yield f"the fold report has {count} rows for the norm '{name}'; expected one"
+    for row in claimed.norms:
+        found = rows.get(row.name)
+        if found is None:
+            yield f"the fold report speaks of the norm '{row.name}', which the reference does not have"
+        elif row.outcome == "folded" != found.outcome:
+            yield f"the fold report says that norm '{row.name}' is folded, but it cannot be: {found.detail}"
+        elif (row.kind, row.outcome, row.target) != (found.kind, found.outcome, found.target):
+            said, wanted = (f"{r.kind!r:.80}, {r.outcome!r:.80}, target {r.target!r:.120}" for r in (row, found))
+            yield f"the fold report calls the norm '{row.name}' {said}; expected {wanted}"
+    yield from (f"the fold report has no row for the norm '{name}'" for name in rows if name not in _names(claimed))
+
+
+def _names(report: FoldReport) -> set[str]:
+    return {row.name for row in report.norms}
 
 
 def judge(site: Site, folded: ir.Model) -> tuple[TensorVerdict, ...]:

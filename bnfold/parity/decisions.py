@@ -92,6 +92,7 @@ def decide(
     margins = _margins(before[finite])
     ties = (_margins(before) == 0) | (_margins(after) == 0)
     difference = np.abs(before[finite] - after[finite])
+    judged = labels is not None and len(labels) > 0
     return Decisions(
         rows=len(before),
         disagreements=tuple(int(row) for row in apart),
@@ -100,8 +101,8 @@ def decide(
         smallest_margin=float(margins.min(initial=math.inf)),
         median_margin=float(np.median(margins)) if len(margins) else math.nan,
         largest_difference=float(difference.max(initial=0.0)),
-        unfolded_accuracy=None if labels is None else float(np.mean(first == labels)),
-        folded_accuracy=None if labels is None else float(np.mean(second == labels)),
+        unfolded_accuracy=float(np.mean(first == labels)) if judged else None,
+        folded_accuracy=float(np.mean(second == labels)) if judged else None,
     )
 
 

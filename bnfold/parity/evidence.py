@@ -17,8 +17,10 @@ from bnfold.bundle import Bundle, Golden
 from bnfold.bundle.manifest import MODEL, REFERENCE, SIDECAR
 from bnfold.errors import FoldError, ParityError
 from bnfold.folding.onnx_file import from_proto, load_model
+from bnfold.folding.onnx_graph import read
+from bnfold.folding.plan import Plan
 from bnfold.folding.report import FoldReport
-from bnfold.parity.certificate import Certificate, Expectation, certify, expect
+from bnfold.parity.certificate import Certificate, Expectation, certify, expect, plan_of
 from bnfold.parity.decisions import Decisions, decide
 from bnfold.parity.triangle import Corner, compare
 from bnfold.runtime import Device, open_session, run
@@ -66,6 +68,11 @@ class Evidence:
         if not all(isinstance(value, str) for row in found.norms for value in dataclasses.astuple(row)):
             raise ParityError("fold.json has a row with a value that is no text; expected six texts a norm; fold again")
         return found
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What may be folded in the reference; its norms bear the names of the fold report."""
+        return plan_of(read(self.reference), self.report)
 
     @cached_property
     def expectation(self) -> Expectation:
@@ -131,19 +138,19 @@ class Evidence:
         labels = np.concatenate(known) if len(known) == len(chosen) else None
         return decide(unfolded, folded, labels, noise=self.noise, truth=lambda rows: truth[rows])
 
-    def run_rows(self, session: Session, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Run any number of rows, in batches of the network's own size where that is fixed."""
+    def run_rows(self, session: Session, inputs: Mapping[str, Array], output: str) -> Array:
+        """One output for any number of rows, run in batches of the network's own size where that is fixed."""
         fixed = max(self.bundle.manifest.inputs[0].shape[:1], default=-1)
         size = fixed if fixed > 0 else _CHUNK
         rows = len(next(iter(inputs.values())))
-        parts: list[Mapping[str, Array]] = []
+        parts: list[Array] = []
         for begin in range(0, rows, size):
             count = min(size, rows - begin)
             # A batch of a fixed size is filled up with rows whose answers are cut off again.
             index = np.arange(begin, begin + (size if fixed > 0 else count)) % rows
             answers = run(session, {name: array[index] for name, array in inputs.items()})
-            parts.append({name: array[:count] for name, array in answers.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            parts.append(answers[output][:count])
+        return np.concatenate(parts)
 
     # A model with a sidecar is opened where it lies; any other one by the very bytes whose hash was checked.
 

@@ -12,8 +12,6 @@ import onnx
 from bnfold.bundle import hash_tensor
 from bnfold.folding import algebra
 from bnfold.folding.facts import Norm
-from bnfold.folding.onnx_graph import read
-from bnfold.folding.plan import make_plan
 from bnfold.folding.statistics import statistics_of, tensors_of
 from bnfold.parity.decisions import decide
 from bnfold.parity.evidence import Evidence
@@ -29,7 +27,7 @@ _DEAD = 1e-12  # |gamma| below which a channel says the same whatever comes in
 
 def files(evidence: Evidence, problems: tuple[str, ...]) -> TierResult:
     """T0: every file has its hash, and nothing in the norms to be ashamed of before the proof starts."""
-    plan = make_plan(read(evidence.reference))
+    plan = evidence.plan
     rows = {row.name: row.outcome for row in evidence.report.norms}
     refused = plan.report.refused
     faults = [
@@ -63,7 +61,7 @@ def certificate(evidence: Evidence) -> TierResult:
     """T1: the weight certificate."""
     found = evidence.certificate
     findings = list(found.findings())
-    findings += _fold_map(evidence)
+    findings += [*_fold_map(evidence), *_counts(evidence)]
     status: Status = "fails" if findings else "holds"
     elements = sum(tensor.distances.elements for tensor in found.tensors)
     wrong = [tensor for tensor in found.tensors if not tensor.nearest]
@@ -86,6 +84,13 @@ def _fold_map(evidence: Evidence) -> list[str]:
     if json.dumps(stored, sort_keys=True) == json.dumps(list(expected), sort_keys=True):
         return []
     return ["the fold map of manifest.json is not that of a fold of reference.onnx; expected one entry a folded tensor"]
+
+
+def _counts(evidence: Evidence) -> list[str]:
+    stored, expected = evidence.bundle.fold_report().get("counts"), dict(evidence.report.counts)
+    if stored == expected:
+        return []
+    return [f"the counts of fold.json are {stored!r:.120}; expected those of its rows, {expected}"]
 
 
 def local(evidence: Evidence) -> TierResult:
@@ -175,14 +180,16 @@ def _tensors(evidence: Evidence) -> Iterator[str]:
 
 def _statistics(evidence: Evidence) -> Iterator[str]:
     stored = evidence.bundle.statistics()
-    norms = {norm.name: norm for norm in make_plan(read(evidence.reference)).norms}
+    norms = {norm.name: norm for norm in evidence.plan.norms}
     for name, quantities in stored.items():
         if name not in norms:
             yield f"statistics.safetensors has a norm '{name}', which reference.onnx does not"
             continue
-        wanted = tensors_of(norms[name])
-        for quantity, array in quantities.items():
-            if quantity not in wanted or not np.array_equal(np.asarray(wanted[quantity]), array):
+        wanted = {quantity: np.asarray(array) for quantity, array in tensors_of(norms[name]).items()}
+        for quantity in sorted(wanted.keys() | quantities.keys()):
+            if quantity not in quantities:
+                yield f"statistics.safetensors has no '{name}.{quantity}', which reference.onnx has"
+            elif quantity not in wanted or hash_tensor(wanted[quantity]) != hash_tensor(quantities[quantity]):
                 yield f"statistics.safetensors: '{name}.{quantity}' is not that of reference.onnx"
     for row in evidence.report.norms:
         if row.outcome == "folded" and row.name not in stored:
@@ -198,8 +205,8 @@ def decisions(evidence: Evidence, samples: Samples | None = None) -> TierResult:
     else:
         name = evidence.decided or ""
         found = decide(
-            evidence.run_rows(evidence.reference_session, samples.inputs)[name],
-            evidence.run_rows(evidence.folded_session, samples.inputs)[name],
+            evidence.run_rows(evidence.reference_session, samples.inputs, name),
+            evidence.run_rows(evidence.folded_session, samples.inputs, name),
             samples.labels,
             noise=evidence.noise,
             truth=lambda rows: run_float64(

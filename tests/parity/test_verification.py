@@ -170,6 +170,37 @@ def test_statistics_of_norms_that_are_not_there_or_missing_are_findings(folder: 
     assert "no statistics of the folded norm 'block2.bn0'" in found[1]
 
 
+def _without_gamma(tensors: dict[str, Any]) -> None:
+    del tensors["block2.bn0.gamma"]
+
+
+def _in_another_dtype(tensors: dict[str, Any]) -> None:
+    tensors["block2.bn0.gamma"] = tensors["block2.bn0.gamma"].astype(np.float64)
+
+
+@pytest.mark.parametrize("change", [_without_gamma, _in_another_dtype])
+def test_statistics_are_those_of_the_reference_in_number_and_dtype(folder: Path, mend: Mend, change: Any) -> None:
+    edit_tensors(folder / "statistics.safetensors", change)
+    mend(folder)
+    found = verify(folder)
+    assert {tier.tier for tier in found.tiers if tier.status != "holds"} == {"T3b"}
+    assert "'block2.bn0.gamma'" in found.findings[0]
+
+
+def test_golden_vectors_without_a_row_prove_nothing(folder: Path, mend: Mend) -> None:
+    for path in (folder / "golden").glob("*/*.pb"):
+        tensor = onnx.TensorProto.FromString(path.read_bytes())
+        none = onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(tensor)[:0], tensor.name)
+        path.write_bytes(none.SerializeToString())
+    edit_tensors(folder / "golden" / "truth.safetensors", lambda t: t.update({key: t[key][:0] for key in t}))
+    mend(folder)
+    found = verify(folder)
+    assert found.tier("T1").status == "holds"
+    assert {found.tier(tier).status for tier in ("T2", "T3")} == {"cannot tell"}
+    assert found.tier("T4").status == "fails"
+    assert found.exit_code == 1
+
+
 def test_source_tensors_that_are_missing_or_new_are_findings(folder: Path) -> None:
     def spoil(document: dict[str, Any]) -> None:
         tensors = document["source_tensors"]
@@ -185,6 +216,50 @@ def test_a_fold_report_of_another_fold_fails_the_certificate(folder: Path, mend:
     edit_json(folder / "fold.json", lambda document: document["norms"][0].update(outcome="kept"))
     mend(folder)
     assert statuses(folder, tiers=("T1",)) == {"T1": "fails"}
+
+
+def _twice(document: dict[str, Any]) -> None:
+    document["norms"].insert(0, {**document["norms"][0], "outcome": "kept", "target": ""})
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (_twice, "2 rows for the norm 'block0.bn0'"),
+        (lambda document: document["norms"][0].update(target="elsewhere"), "target 'elsewhere'"),
+        (lambda document: document["norms"][0].update(kind="LayerNorm"), "'LayerNorm'"),
+        (lambda document: document["counts"].update(folded=99), "counts of fold.json"),
+        (lambda document: document.pop("counts"), "counts of fold.json are None"),
+    ],
+)
+def test_a_fold_report_that_says_something_else_of_its_fold_fails_the_certificate(
+    folder: Path, mend: Mend, change: Callable[[dict[str, Any]], None], named: str
+) -> None:
+    edit_json(folder / "fold.json", change)
+    mend(folder)
+    found = verify(folder, tiers=("T1",))
+    assert found.exit_code == 1
+    assert named in found.findings[0]
+
+
+@pytest.mark.parametrize("outcome", ["refused", "reduced", "vanished"])
+def test_a_norm_that_stays_is_called_kept_and_nothing_else(tmp_path: Path, mend: Mend, outcome: str) -> None:
+    folder = build(tmp_path, small_cnn(), output_kind="logits", keep=("block0.*",)).path
+    assert verify(folder, tiers=("T1",)).holds is True
+    edit_json(folder / "fold.json", lambda document: document["norms"][0].update(outcome=outcome))
+    mend(folder)
+    found = verify(folder, tiers=("T1",))
+    assert found.exit_code == 1
+    assert f"'{outcome}'" in found.findings[0]
+
+
+@pytest.mark.parametrize(
+    ("moves", "tensors"), [("all", 8), (("linear_to_norm",), 6), (("compose_affine",), 0), ((), 0)]
+)
+def test_a_fold_by_fewer_moves_is_proven_too(tmp_path: Path, moves: Any, tensors: int) -> None:
+    found = verify(build(tmp_path, small_cnn(), output_kind="logits", moves=moves))
+    assert found.holds is True, found.to_table()
+    assert found.tier("T1").summary["tensors"] == tensors
 
 
 @pytest.mark.parametrize("rows", [5, [{"name": "a"}], [7], [dict.fromkeys(NormOutcome.__dataclass_fields__, 1)]])
@@ -228,6 +303,16 @@ def test_decides_on_samples_that_are_given(pristine: Path, tmp_path: Path) -> No
     assert verify(pristine, tiers=("T4",), data=tmp_path / "data.npz").tier("T4").summary == found.summary
     with pytest.raises(DataError):
         verify(pristine, data=(x[:, :, :4], y))
+
+
+def test_decides_on_samples_where_another_output_has_no_rows(tmp_path: Path) -> None:
+    model = small_cnn()
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["output"], ["total"], keepdims=0))
+    model.graph.output.append(onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
+    x = np.random.default_rng(9).random((300, 1, 8, 8)).astype(np.float32)
+    found = verify(build(tmp_path, model, output_kind="logits"), data=(x, None))
+    assert found.holds is True, found.to_table()
+    assert found.tier("T4").summary["rows"] == 300
 
 
 def test_swapped_classes_change_decisions(folder: Path, mend: Mend) -> None:
