@@ -349,6 +349,22 @@ def test_a_branch_that_reads_it_under_another_name_and_two_levels_down_keeps_the
     assert run_both(b.model(z, choose(b, then, other))) == [("kept", "OTHER_READER")]
 
 
+def test_a_weight_that_a_branch_reads_too_has_two_users():
+    b = Builder()
+    z = b.bn(b.conv(b.input(2, 3, 5), (3, 4), (2,)), 4)
+    then = branch(b, [helper.make_node("Tanh", [b.initializers[0].name], ["t"])], "t", (4, 3, 2))
+    other = branch(b, [helper.make_node("Neg", [b.initializers[0].name], ["e"])], "e", (4, 3, 2))
+    assert run_both(b.model(z, choose(b, then, other))) == [("kept", "SHARED_WEIGHT")]
+
+
+def test_statistics_that_a_branch_reads_too_stay():
+    b = Builder()
+    z = b.bn(b.conv(b.input(2, 3, 5), (3, 4), (2,)), 4)
+    then = branch(b, [helper.make_node("Tanh", [b.initializers[-1].name], ["t"])], "t", (4,))
+    other = branch(b, [helper.make_node("Neg", [b.initializers[-2].name], ["e"])], "e", (4,))
+    assert run_both(b.model(z, choose(b, then, other))) == FOLDED
+
+
 @pytest.mark.parametrize("is_output", [False, True])
 @pytest.mark.parametrize("linear", ["conv", "matmul"])
 def test_a_branch_that_reads_the_output_of_the_norm_reads_the_folded_one(is_output, linear):
