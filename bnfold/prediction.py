@@ -81,26 +81,40 @@ def read_inputs(bundle: Bundle, file: Path) -> dict[str, Array]:
 def interpret(bundle: Bundle, outputs: Mapping[str, Array]) -> tuple[Prediction, ...]:
     """Say what the outputs mean, sample by sample.
 
-    logits and probabilities (N, C) give the likeliest class; every other output comes back as it is.
+    logits and probabilities (N, C) give the likeliest class; every other output comes back as it is. Raises BnfoldError
+    for scores that are not finite, or not one for each label.
     """
     manifest = bundle.manifest
     first = outputs[manifest.outputs[0].name]
     if manifest.output_kind == "raw" or first.ndim != 2:
-        count = min(len(array) for array in outputs.values())
-        return tuple(
-            Prediction("raw", outputs={name: array[row] for name, array in outputs.items()}) for row in range(count)
+        return _raw(outputs)
+    scores, labels = first.astype(np.float64), manifest.labels
+    if not scores.shape[1] or (labels is not None and scores.shape[1] != len(labels)):
+        wanted = "at least one" if labels is None else f"{len(labels)}, one for each label"
+        raise BnfoldError(
+            f"{bundle.path} answered {scores.shape[1]} scores a sample, expected {wanted}; "
+            "build the bundle again with labels that fit"
         )
-    scores = first.astype(np.float64)
     if not np.isfinite(scores).all():
         raise BnfoldError(f"{bundle.path} answered NaN or infinity where class scores were expected; check the input")
     if manifest.output_kind == "logits":
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
         scores = exponentials / exponentials.sum(axis=1, keepdims=True)
     likeliest = first.argmax(axis=1)
-    labels = manifest.labels
     return tuple(
         Prediction("class", int(index), None if labels is None else labels[index], float(scores[row, index]))
         for row, index in enumerate(likeliest)
+    )
+
+
+def _raw(outputs: Mapping[str, Array]) -> tuple[Prediction, ...]:
+    """The outputs sample by sample; in one piece where their first axes are not one and the same."""
+    counts = {array.shape[:1] for array in outputs.values()}
+    if len(counts) != 1 or counts == {()}:
+        return (Prediction("raw", outputs=outputs),)
+    ((count,),) = counts
+    return tuple(
+        Prediction("raw", outputs={name: array[row] for name, array in outputs.items()}) for row in range(count)
     )
 
 
@@ -132,11 +146,14 @@ def _json_values(file: Path, specs: tuple[TensorSpec, ...]) -> dict[str, Array]:
 
 
 def read_npy(file: Path) -> Array:
-    """The array of a .npy file; pickled objects are refused. Raises DataError."""
+    """The numbers of a .npy file; pickled objects and an .npz of another name are refused. Raises DataError."""
     try:
-        values: Array = np.load(file, allow_pickle=False)
+        with file.open("rb") as stream:
+            values: Array = np.lib.format.read_array(stream, allow_pickle=False)
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError) as problem:
         raise DataError(f"{file} is no .npy array without pickled objects ({problem})") from None
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"{file} holds {values.dtype} values, expected numbers")
     return values
 
 

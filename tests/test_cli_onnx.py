@@ -247,6 +247,58 @@ def test_predict_of_a_wrong_input_is_one_sentence(repository, tmp_path, capsys, 
     assert found in err
 
 
+def test_predict_refuses_arrays_that_hold_no_numbers(repository, tmp_path, capsys):
+    np.savez(tmp_path / "archive.npz", input=np.zeros((1, 1, 8, 8), np.float32))
+    (tmp_path / "archive.npz").rename(tmp_path / "archive.npy")
+    np.save(tmp_path / "complex.npy", np.zeros((1, 1, 8, 8), np.complex64))
+    np.save(tmp_path / "date.npy", np.zeros((1, 1, 8, 8), "datetime64[s]"))
+    for name in ("archive.npy", "complex.npy", "date.npy"):
+        for model in (repository / "small", "http://127.0.0.1:9"):  # a server is not even asked
+            code, out, err = call(capsys, "predict", model, tmp_path / name)
+            assert (code, out) == (2, "")
+            assert_one_sentence(err)
+            assert name in err
+
+
+def _outputs(path: Path, *, total_first: bool) -> Path:
+    """The small network with the mean of its logits as another output, one number for all samples."""
+    model = onnx.load(save_network(path))
+    model.graph.node.append(onnx.helper.make_node("ReduceMean", ["logits"], ["total"], keepdims=0))
+    total = onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, [])
+    model.graph.output.insert(0 if total_first else 1, total)
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize("total_first", [True, False])
+def test_predict_gives_raw_outputs_in_one_piece_where_they_do_not_count_the_samples(tmp_path, capsys, total_first):
+    source = _outputs(tmp_path / "small.onnx", total_first=total_first)
+    assert call(capsys, "fold-and-export", source, "-o", tmp_path / "models" / "raw", "--output-kind", "raw")[0] == 0
+    np.save(tmp_path / "two.npy", np.random.default_rng(1).random((2, 1, 8, 8), np.float32))
+    code, out, err = call(capsys, "predict", tmp_path / "models" / "raw", tmp_path / "two.npy", "--json")
+    assert (code, err) == (0, "")
+    (row,) = json.loads(out)["predictions"]
+    assert np.shape(row["outputs"]["logits"]) == (2, CLASSES)
+    assert row["outputs"]["total"] == pytest.approx(np.mean(row["outputs"]["logits"]), rel=1e-5)
+    assert call(capsys, "predict", tmp_path / "models" / "raw", tmp_path / "two.npy")[0] == 0
+
+
+def test_predict_refuses_labels_that_are_not_one_for_each_score(tmp_path, capsys):
+    source = save_network(tmp_path / "small.onnx")
+    model = onnx.load(source)
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_param = "classes"  # what the manifest cannot check
+    onnx.save(model, source)
+    (tmp_path / "labels.txt").write_text("one\n", encoding="utf-8")
+    options = ("--labels", tmp_path / "labels.txt", "--output-kind", "logits")
+    assert call(capsys, "fold-and-export", source, "-o", tmp_path / "models" / "few", *options)[0] == 0
+    np.save(tmp_path / "sample.npy", np.zeros((1, 1, 8, 8), np.float32))
+    code, out, err = call(capsys, "predict", tmp_path / "models" / "few", tmp_path / "sample.npy")
+    assert (code, out) == (2, "")
+    assert_one_sentence(err)
+    assert "3 scores" in err
+    assert "1, one for each label" in err
+
+
 def test_predict_refuses_pickled_objects(repository, tmp_path, capsys):
     np.save(tmp_path / "objects.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
     code, _, err = call(capsys, "predict", repository / "small", tmp_path / "objects.npy")
