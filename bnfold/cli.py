@@ -12,7 +12,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import bnfold
 from bnfold.commands import fold_and_export, inspect, predict, serve, train, verify
@@ -29,12 +29,16 @@ READER_GONE = 141  # 128 + SIGPIPE
 _OPTIONAL = {"torch": "torch", "sklearn": "torch", "onnxscript": "torch", "matplotlib": "torch"}
 
 
+class UsageError(Exception):
+    """Arguments that no command takes."""
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one sentence."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the sentence to stderr and exit with 2."""
-        self.exit(CANNOT, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
+        """Raise UsageError."""
+        raise UsageError(f"{self.prog}: {message} (see `{self.prog} --help`)")
 
 
 def build_parser() -> Parser:
@@ -53,28 +57,53 @@ def build_parser() -> Parser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command line and give its exit code."""
-    options = build_parser().parse_args(arguments)
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    console = Console(json=options.json, out=sys.stdout, err=sys.stderr)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _open_streams()
+    console = Console(json="--json" in words, out=sys.stdout, err=sys.stderr)
+    try:
+        options = build_parser().parse_args(words)
+    except UsageError as problem:
+        _fail(console, str(problem), name="")
+        sys.exit(CANNOT)
     try:
         # A library that prints must not break into the result.
         with contextlib.redirect_stdout(sys.stderr):
             code: int = options.run(options, console)
         return code
     except BrokenPipeError:
-        # Python flushes stdout once more at exit; give it somewhere to go.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _silence(sys.stdout)
         return READER_GONE
     except KeyboardInterrupt:
-        console.note("bnfold: interrupted")
+        _fail(console, "interrupted")
         return INTERRUPTED
     except Exception as problem:
-        console.failure(_sentence(problem))
+        _fail(console, _sentence(problem))
         if os.environ.get("BNFOLD_DEBUG") == "1":
             traceback.print_exception(problem, file=sys.stderr)
         return CANNOT
+
+
+def _open_streams() -> None:
+    """Streams that take any text; one that was closed at the start leads nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (for the life of the process)
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _fail(console: Console, sentence: str, name: str = "bnfold: ") -> None:
+    try:
+        console.failure(sentence, name)
+    except OSError:  # nobody reads stderr or stdout: the exit code is what is left to say it with
+        _silence(sys.stdout)
+        _silence(sys.stderr)
+
+
+def _silence(stream: TextIO) -> None:
+    """Python flushes its streams once more at exit; give this one somewhere to go."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _sentence(problem: Exception) -> str:

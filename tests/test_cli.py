@@ -181,6 +181,70 @@ def test_reader_that_goes_away_gives_141_and_silence():
     assert (ran.returncode, ran.stderr) == (141, "")
 
 
+def run_with(redirections: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = f'"{sys.executable}" -m bnfold "$@" {redirections}'
+    return subprocess.run(
+        ["sh", "-c", command, "sh", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+@pytest.mark.parametrize("arguments", [("inspect", "models/digits-cnn/1/reference.onnx"), ("inspect", "nothing.onnx")])
+def test_full_disk_gives_2_and_no_traceback(arguments: tuple[str, ...]):
+    for options in ((), ("--json",)):
+        ran = run_with(">/dev/full", *arguments, *options)
+        assert ran.returncode == 2
+        assert len(ran.stderr.splitlines()) == 1, ran.stderr
+    assert "nothing.onnx" in ran.stderr or "the standard output: No space left" in ran.stderr
+    ran = run_with("2>/dev/full", "inspect", "nothing.onnx", "--json")
+    assert ran.returncode == 2
+    assert "nothing.onnx" in json.loads(ran.stdout)["error"]
+
+
+def test_closed_streams_change_no_exit_code():
+    good, bad = ("inspect", "models/digits-cnn/1/reference.onnx"), ("inspect", "nothing.onnx")
+    for redirection in (">&-", "2>&-", ">&- 2>&-"):
+        for arguments, code in ((good, 0), ((*good, "--json"), 0), (bad, 2), ((*bad, "--json"), 2)):
+            ran = run_with(redirection, *arguments)
+            assert ran.returncode == code, (redirection, arguments, ran.stderr)
+            assert "Traceback" not in ran.stderr
+            assert "unexpected" not in ran.stderr
+
+
+def test_wrong_options_with_json_are_one_document_as_well(capsys):
+    for arguments in (
+        ["verify", "--json"],
+        ["serve", "--json", "--port", "x"],
+        ["--json"],
+        ["inspect", "a", "\x1b[2J\nb", "--json"],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert json.loads(out)["error"] in err.replace("\\x1b", "\x1b")
+        assert len(err.splitlines()) == 1
+        assert "\x1b" not in err
+
+
+def test_interrupt_with_json_is_one_document_as_well(monkeypatch, capsys):
+    fail_with(monkeypatch, KeyboardInterrupt())
+    assert main(["inspect", "x.onnx", "--json"]) == 130
+    assert json.loads(capsys.readouterr().out) == {"error": "interrupted"}
+
+
+def test_failure_after_the_result_adds_no_second_document(monkeypatch, capsys):
+    def run(_: Any, console: Console) -> int:
+        console.result({"url": "http://127.0.0.1"}, "")
+        raise DataError("the server fell over")
+
+    monkeypatch.setattr(inspect, "run", run)
+    assert main(["inspect", "x.onnx", "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"url": "http://127.0.0.1"}
+    assert err == "bnfold: the server fell over\n"
+
+
 def test_what_libraries_print_does_not_get_into_the_result(monkeypatch, capsys):
     def run(_: Any, console: Console) -> int:
         print("a library talks")

@@ -20,14 +20,15 @@ _PROGRESS_WIDTH = 110
 class Console:
     """Where a command writes.
 
-    json: print exactly one JSON document on `out` instead of text. Progress appears on `err` only when that is a
-    terminal, in one line that is written over.
+    json: print exactly one JSON document on `out` instead of text, the first that there is. Progress appears on `err`
+    only when that is a terminal, in one line that is written over.
     """
 
     json: bool
     out: TextIO
     err: TextIO
     _line_open: bool = False
+    _answered: bool = False
 
     def progress(self, text: str) -> None:
         """Show what is being done, in place of what was shown before."""
@@ -45,16 +46,26 @@ class Console:
     def result(self, document: Mapping[str, Any], text: str) -> None:
         """Write the result to stdout: the document with --json, otherwise the text."""
         self._close_line()
-        self.out.write(to_json(document) if self.json else printable(text) + "\n")
-        self.out.flush()
+        self._answer(to_json(document) if self.json else printable(text) + "\n")
 
-    def failure(self, message: str) -> None:
-        """Write one sentence to stderr; with --json also as {"error": ...} to stdout."""
+    def failure(self, message: str, name: str = "bnfold: ") -> None:
+        """Write one sentence to stderr, `name` before it; with --json also as {"error": ...} to stdout."""
         sentence = " ".join(message.split())
-        self.note(f"bnfold: {sentence}")
-        if self.json:
-            self.out.write(to_json({"error": sentence}))
+        try:
+            self.note(name + sentence)
+        finally:
+            if self.json and not self._answered:
+                self._answer(to_json({"error": sentence}))
+
+    def _answer(self, text: str) -> None:
+        self._answered = True
+        try:
+            self.out.write(text)
             self.out.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as problem:
+            raise OSError(problem.errno, problem.strerror, "the standard output") from None
 
     def _close_line(self) -> None:
         if self._line_open:
