@@ -156,12 +156,14 @@ def through(norms: tuple[Norm, ...], begin: Affine, by: Rounding) -> Affine:
 def folded(linear: Linear, scale: F64, bias: F64, by: Rounding) -> Affine:
     """After the folded linear. scale: |S * alpha|, bias: |the exact folded bias|, both (O,).
 
-    Each weight and bias is rounded once (to store), then K products and K sums touch a term at most K + 2 times.
-    A folded weight that is subnormal is off by eta/2 whatever its size: `lost_weights` puts that into M.
+    Each weight and bias is rounded once (to store), then K products and K sums touch a term at most K + 2 times. A
+    MatMul stores its result before the node that adds the bias does. A folded weight that is subnormal is off by eta/2
+    whatever its size: `lost_weights` puts that into M.
     """
     roundings = fan_in(linear) + 2
-    own = (1 + by.store) * (1 + by.sums(roundings)) - 1
-    lost = (roundings + 1) * by.inner_eta + 2 * by.eta  # of the sum; of the stored result and of the bias
+    stores = 2 if linear.kind == "MatMul" else 1
+    own = (1 + by.store) ** stores * (1 + by.sums(roundings)) - 1
+    lost = (roundings + 1) * by.inner_eta + (1 + stores) * by.eta  # of the sum; of the stored results and of the bias
     return Affine(scale, bias, own * scale, own * bias + lost)
 
 

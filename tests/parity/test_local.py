@@ -12,7 +12,10 @@ from parity_mutants import FORMULAS, refold, replace, spoil
 from parity_networks import Builder, Layer, fold, inputs_for, layers, single, small_cnn
 
 from bnfold.errors import ParityError
+from bnfold.parity.bounds import Rounding
+from bnfold.parity.bounds import folded as folded_bound
 from bnfold.parity.certificate import expect
+from bnfold.parity.exact import FORMATS
 from bnfold.parity.local import SiteResult, check_sites, compare
 
 
@@ -44,6 +47,26 @@ def test_no_false_alarm_over_many_seeds_of_a_network() -> None:
         model = small_cnn(seed)
         worst = max(worst, *(site.worst_ratio for site in run_folded(model, inputs_for(model, seed, batch=4))))
     assert 0.01 < worst < 1
+
+
+def test_bound_covers_a_matmul_that_is_stored_before_its_bias_is_added() -> None:
+    """In half precision that is a rounding more; ONNX Runtime may leave it out, but need not."""
+    (site,) = expect(ir.from_proto(single(Layer(kind="matmul", inputs=1, outputs=1, bias=False)))).sites
+    rng = np.random.default_rng(0)
+    half, single_ = np.float16, np.float32
+    w, c = rng.uniform(1, 2, 200_000), rng.uniform(0, 0.3, 200_000)
+    x = rng.uniform(1, 2, 200_000).astype(half).astype(np.float64)
+    product = (x.astype(single_) * w.astype(half).astype(single_)).astype(half)
+    found = (product.astype(single_) + c.astype(half).astype(single_)).astype(half).astype(np.float64)
+    bound = folded_bound(site.linear, np.ones(1), np.ones(1), Rounding.of(FORMATS["float16"]))
+    size = np.abs(x * w) * bound.r + c * (bound.t - bound_of_nothing(site.linear))
+    ratio = np.max(np.abs(found - (x * w + c)) / size)
+    assert 0.7 < ratio < 1
+
+
+def bound_of_nothing(linear: Any) -> Any:
+    """The part of the bound that is there without a bias: underflow."""
+    return folded_bound(linear, np.ones(1), np.zeros(1), Rounding.of(FORMATS["float16"])).t
 
 
 def test_subnormal_weights_and_results_stay_within_the_bound() -> None:
