@@ -61,7 +61,7 @@ def open_session(
         if session is not None:
             return session
     try:
-        return ort.InferenceSession(source, _options(ort, optimise, threads), providers=["CPUExecutionProvider"])
+        return _open(ort, source, _options(ort, optimise, threads), ["CPUExecutionProvider"])
     except Exception as problem:  # ONNX Runtime raises its own types, generated at run time
         raise BnfoldError(f"{label} cannot be opened by ONNX Runtime: {_first_line(problem)}") from problem
 
@@ -73,6 +73,11 @@ def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str,
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
     except Exception as problem:
         raise BnfoldError(f"ONNX Runtime cannot run the model on this input: {_first_line(problem)}") from problem
+
+
+def _open(ort: Any, source: bytes | str, options: Any, providers: list[Any]) -> Any:
+    # Its fallback prints to stdout and tries other providers, for a session and for each run of it.
+    return ort.InferenceSession(source, options, providers=providers, enable_fallback=0)
 
 
 def _options(ort: Any, optimise: bool, threads: int) -> Any:
@@ -97,7 +102,7 @@ def _open_cuda(ort: Any, source: bytes | str, optimise: bool, threads: int, *, r
         # The runtime logs the failure in eight lines before any session has its own severity.
         ort.set_default_logger_severity(_SILENT)
         try:
-            session = ort.InferenceSession(source, options, providers=providers)
+            session = _open(ort, source, options, providers)
         except Exception as problem:
             reason = _first_line(problem)
         else:

@@ -58,6 +58,16 @@ def test_refuses_bytes_that_are_no_model() -> None:
         open_session(b"no model", optimise=True)
 
 
+def test_failed_session_says_so_once_and_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """ONNX Runtime would print four lines to stdout, and try again on another provider by itself."""
+    data = doubled().replace(b"Add", b"A\xffd")  # the message on it is no UTF-8 either, hence a ValueError
+    assert data != doubled()
+    for device in ("cpu", "auto"):
+        with pytest.raises(BnfoldError, match="cannot be opened"):
+            open_session(data, optimise=True, device=device)
+    assert capfd.readouterr() == ("", "")
+
+
 def test_names_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(BnfoldError, match=r"absent\.onnx"):
         open_session(tmp_path / "absent.onnx", optimise=True)
