@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import FoldError
@@ -31,7 +33,8 @@ def trace_module(
     example_inputs: the positional arguments. dynamic_shapes: as for torch.export.export; None frees axis 0 of every
     tensor argument that the network lets go (also when the example has a batch of one), unless `free_batch` is false.
 
-    Raises FoldError when the module cannot be copied or traced.
+    Raises FoldError when the module cannot be copied or traced, or computes something else for a batch of one than
+    for other batches: the tracer takes it that a free size is 2 or more, and does not see what is done for 1.
     """
     tensors = (*module.named_parameters(), *module.named_buffers())
     empty = next((name for name, tensor in tensors if tensor.is_meta), None)
@@ -50,6 +53,8 @@ def trace_module(
             _log.debug("tracing %s failed: %s", type(module).__name__, problem)
             continue
         if arguments is inputs or _is_free(program, inputs):
+            if dynamic_shapes is None and free_batch and free_inputs(program):
+                _check_one_row(module, program, inputs)
             return program
         _log.debug("%s fixes its batch size; it is traced with the example as given", type(module).__name__)
     raise FoldError(
@@ -104,6 +109,53 @@ def _attempts(
     if any(one is not two for one, two in zip(pytree.tree_leaves(inputs), pytree.tree_leaves(doubled), strict=True)):
         yield doubled, _free_batch(module, inputs)
     yield inputs, _free_batch(module, inputs)
+
+
+def _check_one_row(module: torch.nn.Module, program: ExportedProgram, inputs: tuple[Any, ...]) -> None:
+    """Raise FoldError when the module calls other functions for one row than for two."""
+    free = free_inputs(program)
+    leaves, tree = pytree.tree_flatten(inputs)
+    pairs = list(zip(_arguments(program), leaves, strict=True))
+    resized = [[_rows(leaf, rows) if node.name in free else leaf for node, leaf in pairs] for rows in (1, 2)]
+    one, two = (_calls(module, pytree.tree_unflatten(arguments, tree)) for arguments in resized)
+    if one is not None and two is not None and one != two:
+        raise FoldError(
+            f"{type(module).__name__} computes something else for a batch of one than for larger ones, and one trace "
+            "cannot hold for both; mend that, or state the sizes with dynamic_shapes (dynamic_batch=False in an export)"
+        )
+
+
+class _Recorder(TorchFunctionMode):
+    """The functions of torch that are called, in order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self.calls.append(str(getattr(func, "__qualname__", func)))
+        return func(*args, **(kwargs or {}))
+
+
+def _calls(module: torch.nn.Module, inputs: tuple[Any, ...]) -> list[str] | None:
+    """What a copy of a module calls on inputs of these shapes, nothing computed; None where that cannot be told."""
+    recorder = _Recorder()
+    inert = copied(module).eval()
+    try:
+        with quiet(), torch.no_grad(), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            fake = pytree.tree_map(lambda x: mode.from_tensor(x) if isinstance(x, torch.Tensor) else x, inputs)
+            with recorder:
+                inert(*fake)
+    except Exception as problem:  # whatever the network's own code raises on tensors without values
+        _log.debug("%s cannot be followed without values: %s", type(module).__name__, problem)
+        return None
+    return recorder.calls
+
+
+def _rows(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    return torch.cat([tensor[:1]] * count)
 
 
 def _is_free(program: ExportedProgram, inputs: tuple[Any, ...]) -> bool:

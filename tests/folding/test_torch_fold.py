@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch_networks import CASES, Case, as_good, digest, fold_case, storages
+from torch import nn
+from torch_networks import CASES, Case, as_good, digest, fold_case, randomised, storages
 
 from bnfold.errors import FoldError
 from bnfold.folding.torch_graph import fold_module, inspect_module
@@ -74,6 +75,26 @@ def test_folds_a_network_that_fixes_its_batch_at_that_batch() -> None:
     folded, report, _ = fold_module(module, case.inputs(batch=1))
     assert report.counts["folded"] == 1
     assert as_good(folded, module, case.inputs(batch=1))
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_takes_no_network_that_goes_another_way_for_a_batch_of_one(rows: int) -> None:
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.bn(y) if x.shape[0] > 1 else self.bn(y) + y
+
+    x = (torch.randn(rows, 3, 6, 6),)
+    module = randomised(Residual()).eval()
+    with pytest.raises(FoldError, match="Residual computes something else for a batch of one"):
+        fold_module(module, x)
+    folded, report, _ = fold_module(module, x, dynamic_shapes=({},))  # for the size of the example alone
+    assert report.counts == {"folded": rows - 1, "reduced": 0, "kept": 2 - rows, "refused": 0}
+    assert as_good(folded, module, x)
 
 
 def test_keeps_a_norm_that_is_asked_to_be_kept() -> None:
