@@ -45,10 +45,13 @@ def plan(model: ir.Model, *, keep: Sequence[str] = (), moves: str | Sequence[str
 def read(model: ir.Model) -> Graph:
     """The facts of a model's main graph. Shapes are inferred on a clone; what cannot be inferred stays unknown.
 
+    The shapes that a file states of its inner values prove nothing: they may be stale, and a runtime only warns.
+
     Raises FoldError for a model in memory whose nodes are in no order, or whose values share a name.
     """
     clone = clone_of(model)
     _check_names(clone.graph)
+    _forget_shapes(clone)
     with _quiet():
         common_passes.ShapeInferencePass(strict_mode=False)(clone)
     return _Reading(clone).facts()
@@ -63,6 +66,22 @@ def _check_names(graph: ir.Graph) -> None:
                 f"two values of the ONNX graph have the name '{value.name}'; expected names of their own; "
                 "run onnx_ir.passes.common.NameFixPass on the model first"
             )
+
+
+def _forget_shapes(model: ir.Model) -> None:
+    """Keep the shapes of the graph's inputs, which a runtime enforces, and those of stored tensors."""
+    graphs = [model.graph, *model.graph.subgraphs()]
+    for function in model.functions.values():
+        graphs += [function.graph, *function.subgraphs()]
+    for graph in graphs:
+        given = set() if graph is not model.graph else set(graph.inputs)
+        inner = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
+        for value in inner:
+            if value not in given and not value.is_initializer():
+                value.shape = None
+        for value in graph.initializers.values():
+            if value.const_value is not None:
+                value.shape = ir.Shape(int(size) for size in value.const_value.shape.numpy())
 
 
 @contextlib.contextmanager

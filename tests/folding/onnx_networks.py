@@ -104,9 +104,10 @@ class Builder:
         imports = [helper.make_opsetid("", self.opset)]
         imports += [helper.make_opsetid(domain, version) for domain, version in self.domains.items()]
         model = helper.make_model(graph, opset_imports=imports, ir_version=self.ir_version, functions=self.functions)
-        inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
-        for value in model.graph.output:  # the checker wants a shape
-            if not value.type.tensor_type.HasField("shape"):
+        unknown = [value for value in model.graph.output if not value.type.tensor_type.HasField("shape")]
+        if unknown:  # the checker wants a shape
+            inferred = {value.name: value for value in onnx.shape_inference.infer_shapes(model).graph.output}
+            for value in unknown:
                 value.CopyFrom(next((t for t in stored if t.name == value.name), inferred[value.name]))
         if check:
             onnx.checker.check_model(model)

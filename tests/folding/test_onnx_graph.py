@@ -565,6 +565,50 @@ def test_a_sparse_weight_is_told():
         bnfold.fold(model)
 
 
+# ---------------------------------------------------------------------------------- shapes that are not true
+
+
+@pytest.mark.parametrize("lie", [(2, 4), (8, 4), ("a", "b")])
+@pytest.mark.parametrize("place", ["value", "graph output", "branch", "weight"])
+def test_a_shape_that_the_file_states_of_an_inner_value_proves_nothing(place, lie):
+    """The data have rank 3, whatever the file says; ONNX Runtime warns and runs it."""
+    b = Builder()
+    x = b.input(2, 4, 3)
+    v = "v"
+    if place == "branch":
+        shape = (2, 3) if lie[0] == 2 else (None, None)
+        parts = [branch(b, [helper.make_node(op, [x], [op])], op, shape) for op in ("Tanh", "Neg")]
+        b.nodes.append(
+            helper.make_node(
+                "If", [b.input(1, name="flag", elem=BOOL)], [v], then_branch=parts[0], else_branch=parts[1]
+            )
+        )
+    else:
+        b.node("Tanh", x, out=v)
+    w = b.const(b.values(3, 4))
+    z = b.bn(b.node("MatMul", v, w), 4, out="z")
+    b.shapes |= {"z": (2, 4, 4), "v": lie}
+    if place in ("value", "weight"):
+        b.infos.append(helper.make_tensor_value_info(v if place == "value" else w, b.elem, lie))
+    model = b.model(z, *([v] if place == "graph output" else []), check=False)
+    result = bnfold.fold(model)
+    assert [outcome for outcome, _ in outcomes(result)] == ["kept"]
+    inputs = feeds(model) | ({"flag": np.asarray([True])} if place == "branch" else {})
+    sessions = [open_session(m.SerializeToString(), optimise=False) for m in (model, result.model)]
+    before, after = (list(run(session, inputs).values()) for session in sessions)
+    assert close(after, before, 1e-6)
+
+
+def test_the_shape_that_a_file_states_stays_in_it():
+    def build(b: Builder) -> str:
+        y = conv_bn(b)
+        b.infos.append(helper.make_tensor_value_info("t", b.elem, (2, 4, 4)))
+        return b.conv(b.node("Tanh", y, out="t"), (4, 4), (1,))
+
+    model = built(build, FLOAT)
+    assert [info for info in fold_of(model).model.graph.value_info if info.name == "t"] == [model.graph.value_info[0]]
+
+
 # ---------------------------------------------------------------------------------- ONNX IR in memory
 
 
