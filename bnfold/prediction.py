@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from bnfold.bundle import Bundle, TensorSpec
+from bnfold.bundle.tensorfile import find_dtype
 from bnfold.errors import BnfoldError, DataError, ParityError
 from bnfold.parity.gate import check_gate
 from bnfold.preprocessing import decode_image
@@ -182,12 +183,4 @@ def _fitted(values: Array, spec: TensorSpec, file: Path) -> Array:
             f"{file} has the shape {list(values.shape)}, expected {list(spec.shape)} for the input '{spec.name}' "
             "(-1: any size)"
         )
-    dtype = np.dtype(spec.dtype) if spec.dtype != "bfloat16" else _bfloat16()
-    return np.ascontiguousarray(batch.astype(dtype))
-
-
-def _bfloat16() -> np.dtype[Any]:
-    import ml_dtypes
-
-    dtype: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-    return dtype
+    return np.ascontiguousarray(batch.astype(find_dtype(spec.dtype)))

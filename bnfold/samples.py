@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bnfold.bundle.manifest import TensorSpec
+from bnfold.bundle.tensorfile import find_dtype
 from bnfold.errors import DataError
 from bnfold.preprocessing import Preprocessing, decode_image
 
@@ -114,7 +115,7 @@ def checked(samples: Samples, specs: Sequence[TensorSpec], what: str, classes: i
 
 def _cast(array: Array, spec: TensorSpec, what: str) -> Array:
     """The values in the dtype of an input. Only floats may be rounded: a class or pixel of 0.7 is no 0."""
-    target = _dtype(spec.dtype)
+    target = find_dtype(spec.dtype)
     if not np.isfinite(array).all():
         found = "NaN or infinite values, expected finite ones"
     elif target.kind in "iub" and array.dtype.kind == "f" and (array != np.trunc(array)).any():
@@ -147,15 +148,6 @@ def _pair(data: Any, specs: Sequence[TensorSpec]) -> Samples:
     except ValueError:
         raise DataError("the inputs of data are rows of different lengths, expected one array") from None
     return Samples({specs[0].name: array}, _as_labels(data[1], "labels"))
-
-
-def _dtype(name: str) -> np.dtype[Any]:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        found: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16)
-        return found
-    return np.dtype(name)
 
 
 def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:

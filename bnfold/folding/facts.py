@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -327,6 +327,21 @@ def read_by(node: Node) -> tuple[str, ...]:
 def written_by(node: Node) -> tuple[str, ...]:
     """The values that a node writes."""
     return node.outputs if isinstance(node, Opaque) else (node.output,)
+
+
+def constant_axis(constant: Sequence[int], data: Sequence[int | None]) -> int | Literal["none"] | None:
+    """The axis of the data along which a constant varies that is broadcast against it, from the front.
+
+    constant, data: shapes, None where a size is not known. None: a scalar. "none": not proven, because the constant
+    varies along several axes, or might broadcast the data up.
+    """
+    offset = len(data) - len(constant)
+    if offset < 0 or 0 in constant:
+        return "none"
+    varying = [axis for axis, size in enumerate(constant) if size != 1]
+    if not varying:
+        return None
+    return varying[0] + offset if len(varying) == 1 and data[varying[0] + offset] == constant[varying[0]] else "none"
 
 
 def affine_step(kind: Literal["add", "sub", "mul", "div"], by: Expr) -> tuple[Expr, Expr]:

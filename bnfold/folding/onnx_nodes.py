@@ -28,6 +28,7 @@ from bnfold.folding.facts import (
     View,
     affine_step,
     batch_norm,
+    constant_axis,
     leaves,
     parent_name,
     shape_of,
@@ -203,7 +204,7 @@ class Reader:
             by, data = self._constants.get(left), right
         if by is None or data is None or data.dtype not in FLOATS or data.shape is None:
             return None
-        axis = _constant_axis(shape_of(by), data.shape)
+        axis = constant_axis(shape_of(by), [size if isinstance(size, int) else None for size in data.shape])
         if axis == "none":
             return None
         kind = _STEPS[node.op_type]
@@ -214,18 +215,6 @@ class Reader:
             output=str(node.outputs[0].name), scale=scale, shift=shift, axis=axis, nodes=(_id(node),),
             steps=(Step(kind, by),),
         )  # fmt: skip
-
-
-def _constant_axis(constant: tuple[int, ...], data: ir.Shape) -> int | Literal["none"] | None:
-    """The axis of the data along which a broadcast constant varies: None for a scalar, "none" when not proven."""
-    rank = len(data)
-    if len(constant) > rank or 0 in constant:
-        return "none"
-    varying = [axis + rank - len(constant) for axis, size in enumerate(constant) if size != 1]
-    if not varying:
-        return None
-    size = constant[varying[0] - rank + len(constant)]
-    return varying[0] if len(varying) == 1 and data[varying[0]] == size else "none"
 
 
 def _id(node: ir.Node) -> str:

@@ -26,7 +26,7 @@ from bnfold.folding.torch_tensors import (
     written_nodes,
 )
 
-_DEEPEST = 64  # expressions are walked recursively; deeper ones are constants of which nothing is known
+_LARGEST = 64  # operations; expressions are walked recursively and as trees; of larger ones nothing is known
 
 # Operators whose output is their input: the same data, whatever the memory.
 SAME = {
@@ -60,7 +60,7 @@ class Constant:
     tensors: tuple[Tensor, ...]
     expr: Expr | None
     transposed: bool = False
-    depth: int = 0
+    size: int = 0
 
 
 class Constants:
@@ -120,9 +120,11 @@ class Constants:
             nodes = node.all_input_nodes
         parts = [self._found[item] for item in nodes]
         tensors = tuple(dict.fromkeys(tensor for part in parts for tensor in part.tensors))
-        depth = 1 + max(part.depth for part in parts)
-        expr, transposed = self._derived(node, name) if depth <= _DEEPEST else (None, False)
-        self._found[node] = Constant(tensors, expr, transposed, depth)
+        operands: list[Node] = []  # each as often as it is used: v * v has the tree of v twice
+        torch.fx.map_arg((node.args, node.kwargs), operands.append)
+        size = 1 + sum(self._found[item].size for item in operands if item in self._found)
+        expr, transposed = self._derived(node, name) if size <= _LARGEST else (None, False)
+        self._found[node] = Constant(tensors, expr, transposed, size)
         return True
 
     def _derived(self, node: Node, name: str) -> tuple[Expr | None, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch.fx import Node
@@ -27,6 +27,7 @@ from bnfold.folding.facts import (
     View,
     affine_step,
     batch_norm,
+    constant_axis,
     leaves,
     parent_name,
     shape_of,
@@ -225,7 +226,7 @@ class Reader:
             return None
         if not all(is_exact(dtype_of(item), before.dtype) for item in node.all_input_nodes):
             return None
-        axis = _constant_axis(shape_of(by), tuple(before.shape))
+        axis = constant_axis(shape_of(by), [fixed_size(size) for size in before.shape])
         if axis == "none":
             return None
         if not isinstance(by, Scalar):
@@ -267,18 +268,6 @@ def _not_fixed(operator: str, args: dict[str, Any]) -> Reason | None:
             "TRAINING_MODE", "it is in training mode and normalises by the batch; export the network in eval mode"
         )
     return None
-
-
-def _constant_axis(constant: tuple[int, ...], data: tuple[Any, ...]) -> int | Literal["none"] | None:
-    """The axis of the data along which a broadcast constant varies: None for a scalar, "none" when not proven."""
-    rank = len(data)
-    if len(constant) > rank or 0 in constant:
-        return "none"
-    varying = [axis + rank - len(constant) for axis, size in enumerate(constant) if size != 1]
-    if not varying:
-        return None
-    size = constant[varying[0] - rank + len(constant)]
-    return varying[0] if len(varying) == 1 and fixed_size(data[varying[0]]) == size else "none"
 
 
 def _rank(node: Node) -> int:

@@ -275,3 +275,21 @@ def test_a_weight_of_many_megabytes_is_not_loaded_to_state_facts(monkeypatch: py
     assert graph.nodes[0].weight.load().size == 64 * 64 * 9
     assert loaded == [64 * 64 * 9]
     assert math.prod(graph.nodes[0].weight.shape) == loaded[0]
+
+
+def squared(times: int) -> Callable[..., torch.Tensor]:
+    def step(module: Steps, y: torch.Tensor) -> torch.Tensor:
+        factor = module.e
+        for _ in range(times):
+            factor = factor * factor
+        return y * factor
+
+    return step
+
+
+def test_counts_a_constant_as_often_as_it_is_used_and_takes_no_huge_ones() -> None:
+    """v = v * v, n times, is a tree of 2**n leaves: walking it would take for ever."""
+    (norm,) = norms(squared(3))
+    y = np.random.default_rng(0).standard_normal((2, 4, 3, 3))
+    assert np.abs(value(norm, y) - y * to_numpy(Steps(squared(3)).e.detach()).astype(float) ** 8).max() < 1e-12
+    assert norms(squared(30)) == []
