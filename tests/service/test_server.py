@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import select
 import signal
 import socket
 import subprocess
@@ -325,3 +326,60 @@ def _accepts(port: int) -> bool:
 def _answered(server: Running) -> float:
     labels = {"model": "digits", "version": "1"}
     return server.hub.metrics.registry.get_sample_value("bnfold_inference_request_success_total", labels) or 0.0
+
+
+def test_a_head_without_end_is_refused_before_it_fills_the_memory(impatient: Running):
+    for start in (b"GET /", b"GET / HTTP/1.1\r\nX: ", b"GET / HTTP/1.1\r\n"):
+        piece = b"a" * 2**16 if not start.endswith(b"\n") else b"a: b\r\n" * 10_000
+        with connect(impatient.port) as connection:
+            connection.sendall(start)
+            status, _, body = _send_until_refused(connection, piece)
+            assert status == 431
+            assert list(json.loads(body)) == ["error"]
+
+
+def test_trailers_without_end_are_refused_too(impatient: Running):
+    head = HEAD[: HEAD.index(b"Content-Length")] + b"Transfer-Encoding: chunked\r\n\r\n"
+    with connect(impatient.port) as connection:
+        connection.sendall(head + b"5\r\nabcde\r\n0\r\n")
+        assert _send_until_refused(connection, b"a: b\r\n" * 10_000)[0] == 431
+
+
+def _send_until_refused(connection: socket.socket, piece: bytes) -> tuple[int, dict[str, str], bytes]:
+    for _ in range(50):
+        connection.sendall(piece)
+        if select.select([connection], [], [], 0.02)[0]:
+            return read_answer(connection)
+    raise AssertionError("it was not refused")
+
+
+def test_large_bodies_and_many_requests_are_no_head_without_end(impatient: Running):
+    body = json.dumps({"inputs": [], "id": "x" * 600_000}).encode()
+    head = HEAD.replace(str(len(BODY)).encode(), str(len(body)).encode())
+    with connect(impatient.port) as connection:
+        connection.sendall(head + body)
+        assert read_answer(connection)[0] == 400
+        connection.sendall((HEAD + BODY) * 300)
+        found = b""
+        while found.count(b"HTTP/1.1 200 OK") < 300 or not found.endswith(b"]}]}"):
+            found += connection.recv(65536)
+
+
+@pytest.mark.parametrize("pieces", [1, 7, 10**6])
+def test_an_offer_to_upgrade_is_passed_over_and_the_body_is_read(
+    impatient: Running, caplog: pytest.LogCaptureFixture, pieces: int
+):
+    offer = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n\r\n"
+    request = HEAD[:-2] + offer + BODY
+    step = -(-len(request) // min(pieces, len(request)))
+    with connect(impatient.port) as connection:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        for _ in range(2):
+            for at in range(0, len(request), step):
+                connection.sendall(request[at : at + step])
+            status, _, body = read_answer(connection)
+            assert (status, json.loads(body).get("model_name")) == (200, "digits")
+        last = HEAD[:-2] + b"Connection: close\r\n\r\n" + BODY
+        connection.sendall((b"GET /v2 HTTP/1.1\r\nHost: x\r\n" + offer) * 2 + request + last)
+        assert read_all(connection).count(b"HTTP/1.1 200 OK") == 4
+    assert "WebSocket" not in caplog.text
