@@ -43,7 +43,7 @@ class Model(Protocol):
         """Run the model, in any thread. Raises ModelFault."""
 
     def count_batch(self, rows: int, seconds: float) -> None:
-        """Told of every run, in the worker's thread."""
+        """Told of every run, also one that failed, in the worker's thread."""
 
 
 class Ticket:
@@ -226,7 +226,6 @@ class Batcher:
         for ticket in batch:
             ticket.started = started
         answers = _run_together(batch)
-        batch[0].model.count_batch(sum(ticket.rows for ticket in batch), time.perf_counter() - started)
         try:
             if self._loop is not None:
                 self._loop.call_soon_threadsafe(_deliver, batch, answers)
@@ -242,11 +241,12 @@ class Batcher:
 def _run_together(batch: Sequence[Ticket]) -> list[Outputs | Exception]:
     """One answer a ticket. When a batch fails, each of its requests is run alone: one must not spoil the others."""
     model = batch[0].model
+    started = time.perf_counter()
     try:
-        if len(batch) == 1:
-            return [model.run(batch[0].inputs)]
-        joined = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in batch[0].inputs}
-        return list(_split(model.run(joined), [ticket.rows for ticket in batch]))
+        try:
+            return _call(batch)
+        finally:
+            model.count_batch(sum(ticket.rows for ticket in batch), time.perf_counter() - started)
     except Exception as problem:
         if len(batch) > 1:
             return [answer for ticket in batch for answer in _run_together([ticket])]
@@ -254,6 +254,14 @@ def _run_together(batch: Sequence[Ticket]) -> list[Outputs | Exception]:
             return [problem]
         _logger.exception("model %s failed in an unforeseen way", model.label)
         return [ModelFault(f"model {model.label} failed on this input; the server's log says why")]
+
+
+def _call(batch: Sequence[Ticket]) -> list[Outputs | Exception]:
+    model = batch[0].model
+    if len(batch) == 1:
+        return [model.run(batch[0].inputs)]
+    joined = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in batch[0].inputs}
+    return list(_split(model.run(joined), [ticket.rows for ticket in batch]))
 
 
 def _split(outputs: Outputs, rows: Sequence[int]) -> list[Outputs]:

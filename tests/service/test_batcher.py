@@ -248,6 +248,7 @@ def test_one_bad_request_does_not_spoil_its_neighbours():
         assert good.tolist() == [[20, 20, 20]]
         assert isinstance(bad, ModelFault)
         assert also_good.tolist() == [[40, 40, 40]]
+        assert model.counted == [len(call) for call in model.calls] == [1, 3, 1, 1, 1]
 
     with_batcher(test, workers=1)
 
