@@ -117,10 +117,14 @@ def _convert(flat: Sequence[Any], port: Port) -> Array:
             raise BadRequest(f"input {port.name!r} is BOOL; expected true and false alone")
         return np.array(flat, port.dtype)
     try:
+        if bool in set(map(type, flat)):  # Python takes true for 1
+            raise TypeError
         numbers = np.asarray(array.array(_CODES[port.datatype], flat))
     except (TypeError, OverflowError):
         kind = "numbers" if port.dtype.kind == "f" else "whole numbers in its range"
-        raise BadRequest(f"input {port.name!r} is {port.datatype}; expected {kind}, and no null or text") from None
+        raise BadRequest(
+            f"input {port.name!r} is {port.datatype}; expected {kind}, and no null, text or truth value"
+        ) from None
     with np.errstate(over="ignore"):
         converted = numbers.astype(port.dtype)
     if port.dtype.kind == "f" and not np.isfinite(converted).all():

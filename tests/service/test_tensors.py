@@ -85,6 +85,8 @@ def test_reads_the_ends_of_each_range_exactly(datatype: str, values: list[Any]):
         ("UINT8", [-1, 2]),
         ("UINT64", [1.8446744073709552e19, 2]),
         ("BOOL", [1, 0]),
+        ("FP32", [True, 2]),
+        ("INT8", [2, False]),
         ("FP32", [1]),
         ("FP32", [1, 2, 3]),
         ("FP32", []),
