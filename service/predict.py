@@ -36,7 +36,10 @@ async def read_inputs(
     """
     kind = content_type.partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        inputs = await _read_pictures(read_files(body, content_type, limits.rows), engine, pool)
+        # Not on the loop: 60 MiB of almost-boundaries keep the parser busy for seconds.
+        loop = asyncio.get_running_loop()
+        files = await loop.run_in_executor(pool, read_files, body, content_type, limits.rows)
+        inputs = await _read_pictures(files, engine, pool)
     elif kind.startswith("image/") or kind == "application/octet-stream" or body.startswith(_PICTURES):
         inputs = await _read_pictures([body], engine, pool)
     else:

@@ -80,6 +80,19 @@ def test_a_picture_that_takes_too_long_to_decode_is_503(digits_only: Path, monke
     assert answer.headers["retry-after"] == "1"
 
 
+def test_a_form_that_takes_long_to_read_keeps_nobody_else_waiting(digits_only: Path, monkeypatch: pytest.MonkeyPatch):
+    readers: list[str] = []
+
+    def read(*_: object) -> list[bytes]:
+        readers.append(threading.current_thread().name)
+        return [picture()]
+
+    monkeypatch.setattr("service.predict.read_files", read)
+    with running(Settings(repository=digits_only, device="cpu", port=0, threads=1)) as server:
+        assert httpx.post(f"{server.url}/predict", files={"image": b""}).status_code == 200
+    assert readers[0].startswith("bnfold-decode")
+
+
 def test_a_form_with_pictures(client: httpx.Client, server: Running):
     pictures = [picture(), picture("jpeg"), picture("webp", 255 - PIXELS)]
     files = [("image", (f"{at}.img", data, "image/any")) for at, data in enumerate(pictures)]
