@@ -12,10 +12,12 @@ import contextlib
 import importlib.util
 import logging
 import math
+import signal
 import socket
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
@@ -40,13 +42,35 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
     Raises BnfoldError when the address cannot be had, nothing is proven, or the device does not start.
     """
     _log_to_stderr()
-    with contextlib.closing(bind_socket(settings.host, settings.port)) as listener:
+    with _ending_on_sigterm(), contextlib.closing(bind_socket(settings.host, settings.port)) as listener:
         server = Server(create_app(settings), settings, announce)
         try:
             server.run(sockets=[listener])
         except OSError as problem:  # another process listened on the address in the meantime
             raise _no_address(settings.host, settings.port, problem) from None
-        _logger.info("stopped")
+    _logger.info("stopped")
+
+
+class _Stop(BaseException):
+    """SIGTERM while uvicorn does not listen to signals: models are loading."""
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Leave the block in peace on SIGTERM; uvicorn has its own handler in there while it runs."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are somebody else's
+        return
+
+    def stop(*_: object) -> None:
+        raise _Stop
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        with contextlib.suppress(_Stop):
+            yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class Server(uvicorn.Server):

@@ -125,6 +125,18 @@ def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path):
     assert found.count(200) == _answered(server)  # what the server answered has arrived, every one
 
 
+def test_a_signal_while_models_are_still_loading_ends_with_0(digits_only: Path):
+    script = (
+        "import os, signal, service.server as server\n"
+        "from service.settings import Settings\n"
+        "server.create_app = lambda _: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"server.serve(Settings(repository={str(digits_only)!r}, port=0))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1].endswith("stopped")
+
+
 def test_a_second_signal_ends_at_once(digits_only: Path, tmp_path: Path):
     with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="600") as server:
         server.child.send_signal(signal.SIGTERM)
