@@ -25,7 +25,7 @@ from bnfold import runtime
 from bnfold.errors import BnfoldError, ExportError, FoldError
 from bnfold.export.cleaning import clean
 from bnfold.export.naming import apply_names, output_names_of
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 from bnfold.folding.torch_nodes import arguments, operator_of
 from bnfold.folding.torch_tensors import to_numpy
 from bnfold.folding.torch_trace import first_line, free_inputs, quiet, trace_module

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import ExportError
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 from bnfold.folding.torch_tensors import to_numpy
 from bnfold.folding.torch_trace import copied, first_line
 from bnfold.parity.oracle import run_float64

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding.facts import Array, Expr, Leaf, Linear, Op, Scalar, View
+from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View
+from bnfold.folding.facts import Linear
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 

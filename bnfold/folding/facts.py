@@ -1,9 +1,8 @@
 """Facts: what an adapter proves about a traced graph, and all that the planner knows of it.
 
-A graph is an immutable set of linears, norms and opaque nodes between named values. Constants are handles
+A graph is an immutable set of linears, norms, carriers and opaque nodes between named values. Constants are handles
 (`Tensor`), so that describing a model of two gigabytes copies nothing. A norm's per-channel scale and shift are
-expressions (`Expr`) over the constants of the source; whoever needs numbers evaluates them in the arithmetic of
-their choice: the planner in double-double, the weight certificate exactly.
+expressions (`bnfold.folding.expressions`) over the constants of the source.
 
 Adapters state only what they can prove. Whatever they cannot state is `Opaque`, and a norm beside it is kept.
 """
@@ -12,123 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
+from bnfold.folding.carriers import Rule, Window
+from bnfold.folding.expressions import ONE, ZERO, Expr, Op, Tensor, div, leaves, mul, shape_of, sqrt, sub
 
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
-Operator: TypeAlias = Literal["add", "sub", "mul", "div", "sqrt"]
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A handle on one constant of the source.
-
-    `key` names the storage: two handles with equal keys are the same tensor. `load` gives its values in its own
-    dtype (bfloat16 as the ml_dtypes scalar type) and may read from disk.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-    key: Hashable
-    load: Callable[[], Array] = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Scalar:
-    """A number written in the graph itself: an epsilon, an exponent, a literal factor."""
-
-    value: float
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """A constant of the source."""
-
-    tensor: Tensor
-
-
-@dataclass(frozen=True)
-class View:
-    """The same elements in the same order under another shape."""
-
-    of: Expr
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Op:
-    """An elementwise operation with numpy's broadcasting, in real arithmetic."""
-
-    kind: Operator
-    args: tuple[Expr, ...]
-
-
-Expr: TypeAlias = Scalar | Leaf | View | Op
-
-ONE = Scalar(1.0)
-ZERO = Scalar(0.0)
-
-
-def add(left: Expr, right: Expr) -> Expr:
-    """left + right, without the addition of a literal zero."""
-    if left == ZERO:
-        return right
-    return left if right == ZERO else Op("add", (left, right))
-
-
-def sub(left: Expr, right: Expr) -> Expr:
-    """left - right."""
-    return left if right == ZERO else Op("sub", (left, right))
-
-
-def mul(left: Expr, right: Expr) -> Expr:
-    """left * right, without the multiplication by a literal one or zero."""
-    if ZERO in (left, right):
-        return ZERO
-    if left == ONE:
-        return right
-    return left if right == ONE else Op("mul", (left, right))
-
-
-def div(left: Expr, right: Expr) -> Expr:
-    """left / right."""
-    return left if right == ONE else Op("div", (left, right))
-
-
-def sqrt(of: Expr) -> Expr:
-    """The square root."""
-    return Op("sqrt", (of,))
-
-
-def shape_of(expr: Expr) -> tuple[int, ...]:
-    """The shape that an expression has after broadcasting."""
-    match expr:
-        case Scalar():
-            return ()
-        case Leaf(tensor):
-            return tensor.shape
-        case View(_, shape):
-            return shape
-        case Op(_, args):
-            return np.broadcast_shapes(*(shape_of(arg) for arg in args))
-
-
-def leaves(expr: Expr) -> tuple[Tensor, ...]:
-    """The constants that an expression is made of, each once, in order of appearance."""
-    match expr:
-        case Scalar():
-            return ()
-        case Leaf(tensor):
-            return (tensor,)
-        case View(of, _):
-            return leaves(of)
-        case Op(_, args):
-            return tuple(dict.fromkeys(tensor for arg in args for tensor in leaves(arg)))
+Dim: TypeAlias = int | str | None  # a size, a symbol (equal symbols are equal sizes), or not known
 
 
 @dataclass(frozen=True)
@@ -215,8 +106,9 @@ class Linear:
     """Conv, ConvTranspose, Gemm, MatMul or Linear: `output = alpha * (weight . input) + beta * bias`.
 
     `out_first`: the weight is (O, I/g, *K); otherwise (I, O/g, *K), as ConvTranspose and an untransposed dense
-    weight have it. `axis` is the axis of the output channels in the output, from the front; None when the rank
-    is not known. `absorbed` are the norms that it has taken in while planning, first one first.
+    weight have it. `axis` is the axis of the channels in input and output, from the front; None when the rank is
+    not known. `window`: of a convolution; None for a dense layer, which runs over the last axis. A convolution is
+    transposed when it has a window and is not `out_first`.
     """
 
     id: str
@@ -232,12 +124,39 @@ class Linear:
     axis: int | None
     alpha: float = 1.0
     beta: float = 1.0
+    window: Window | None = None
     obstacle: Reason | None = None
-    absorbed: tuple[Norm, ...] = ()
 
     @property
     def label(self) -> str:
         """The linear as a sentence names it."""
+        return f"{self.kind} '{self.name}'"
+
+    @property
+    def in_channels(self) -> int:
+        """The number of input channels."""
+        return self.weight.shape[1] * self.groups if self.out_first else self.weight.shape[0]
+
+    @property
+    def is_transposed(self) -> bool:
+        """True for a transposed convolution."""
+        return self.window is not None and not self.out_first
+
+
+@dataclass(frozen=True)
+class Carrier:
+    """A node that an affine map may pass under the condition of its rule."""
+
+    id: str
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    rule: Rule
+
+    @property
+    def label(self) -> str:
+        """The carrier as a sentence names it."""
         return f"{self.kind} '{self.name}'"
 
 
@@ -258,7 +177,7 @@ class Opaque:
         return f"{self.kind} '{self.name}'"
 
 
-Node: TypeAlias = Linear | Norm | Opaque
+Node: TypeAlias = Linear | Norm | Carrier | Opaque
 
 GRAPH_OUTPUT = "the graph output"
 
@@ -268,13 +187,15 @@ class Graph:
     """Nodes in topological order between named values.
 
     Values that hold the same data under two names (Identity, dropout in eval mode, contiguous) are one value here.
-    `tensor_readers` counts, per `Tensor.key`, the uses of a constant anywhere in the source.
+    `tensor_readers` counts, per `Tensor.key`, the uses of a constant anywhere in the source. `shapes`: of values, as
+    far as they are known; a value that is missing has an unknown rank.
     """
 
     nodes: tuple[Node, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     tensor_readers: Mapping[Hashable, int]
+    shapes: Mapping[str, tuple[Dim, ...]] = dataclasses.field(default_factory=dict)
 
     @cached_property
     def producers(self) -> Mapping[str, Node]:
@@ -316,7 +237,7 @@ class Graph:
 def read_by(node: Node) -> tuple[str, ...]:
     """The values that a node reads."""
     match node:
-        case Opaque():
+        case Opaque() | Carrier():
             return node.inputs
         case Norm():
             return (node.input, *node.parameters)
@@ -326,7 +247,7 @@ def read_by(node: Node) -> tuple[str, ...]:
 
 def written_by(node: Node) -> tuple[str, ...]:
     """The values that a node writes."""
-    return node.outputs if isinstance(node, Opaque) else (node.output,)
+    return node.outputs if isinstance(node, Opaque | Carrier) else (node.output,)
 
 
 def constant_axis(constant: Sequence[int], data: Sequence[int | None]) -> int | Literal["none"] | None:

@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import Expr, Graph, Norm, Reason
+from bnfold.folding.expressions import Expr
+from bnfold.folding.facts import Graph, Norm, Reason
 
 
 def refuse_unsound(graph: Graph) -> Graph:

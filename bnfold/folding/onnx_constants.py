@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
-from bnfold.folding.facts import ZERO, Array, Expr, Leaf, Op, Operator, Scalar, Tensor, View, div, shape_of, sqrt
+from bnfold.folding.expressions import ZERO, Array, Expr, Leaf, Op, Operator, Scalar, Tensor, View, div, shape_of, sqrt
 
 FLOATS = {
     ir.DataType.FLOAT16: "float16",

@@ -14,7 +14,7 @@ import onnx_ir as ir
 
 from bnfold.errors import FoldError
 from bnfold.folding.edits import Bypass, Edit, SetWeights
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 
 FOLDED_SUFFIX = ".folded"
 

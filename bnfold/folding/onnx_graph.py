@@ -15,7 +15,8 @@ import onnx_ir as ir
 import onnx_ir.passes.common as common_passes
 
 from bnfold.errors import FoldError
-from bnfold.folding.facts import ONE, ZERO, Graph, Node, Norm, Opaque, Reason
+from bnfold.folding.expressions import ONE, ZERO
+from bnfold.folding.facts import Graph, Node, Norm, Opaque, Reason
 from bnfold.folding.onnx_constants import Constants
 from bnfold.folding.onnx_edits import FoldMap, apply, carry_out, clone_of, main_values
 from bnfold.folding.onnx_nodes import Reader

@@ -11,28 +11,21 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.folding.expressions import ONE, ZERO, Expr, Scalar, Tensor, View, leaves, shape_of
 from bnfold.folding.facts import (
     ELEMENTWISE,
-    ONE,
-    ZERO,
-    Expr,
     Linear,
     Node,
     Norm,
     Opaque,
     Reason,
-    Scalar,
     Statistics,
     Step,
-    Tensor,
-    View,
     affine_step,
     batch_norm,
     constant_axis,
-    leaves,
     parent_name,
-    shape_of,
-)  # fmt: skip
+)
 from bnfold.folding.onnx_constants import FLOATS, Constants
 
 _STEPS: dict[str, Literal["add", "sub", "mul", "div"]] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import ONE, ZERO, Array, Expr, Norm, Op, Scalar, Statistics, Step, View, leaves
+from bnfold.folding.expressions import ONE, ZERO, Array, Expr, Op, Scalar, View, leaves
+from bnfold.folding.facts import Norm, Statistics, Step
 
 
 def statistics_of(norm: Norm) -> Statistics | None:

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from bnfold.folding.facts import ZERO, Expr, Leaf, Op, Scalar, Tensor, View, div, mul, shape_of, sqrt
+from bnfold.folding.expressions import ZERO, Expr, Leaf, Op, Scalar, Tensor, View, div, mul, shape_of, sqrt
 from bnfold.folding.torch_tensors import (
     FLOATS,
     fixed_size,

@@ -19,7 +19,7 @@ from torch.fx import Graph, GraphModule, Node
 
 from bnfold.errors import FoldError
 from bnfold.folding.edits import Bypass, Edit, SetWeights
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 from bnfold.folding.torch_nodes import operator_of
 from bnfold.folding.torch_tensors import is_inplace, stored_tensor, to_torch
 from bnfold.folding.torch_trace import quiet

@@ -17,7 +17,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bnfold.folding import facts
-from bnfold.folding.facts import ONE, ZERO, Graph, Norm, Opaque, Reason
+from bnfold.folding.expressions import ONE, ZERO
+from bnfold.folding.facts import Graph, Norm, Opaque, Reason
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
 from bnfold.folding.torch_constants import CASTS, SAME, Constants, dtype_of

@@ -14,7 +14,7 @@ from torch.fx import GraphModule, Node
 
 from bnfold.errors import FoldError
 from bnfold.folding.edits import Bypass, Edit, SetWeights
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 from bnfold.folding.torch_nodes import METADATA, arguments, operator_of
 from bnfold.folding.torch_tensors import stored_tensor, to_torch
 from bnfold.folding.torch_trace import copied, functional, quiet, trace_module

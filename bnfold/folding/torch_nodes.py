@@ -10,27 +10,19 @@ import torch
 from torch.fx import Node
 
 from bnfold.folding import facts
+from bnfold.folding.expressions import ONE, ZERO, Expr, Leaf, Scalar, Tensor, View, leaves, shape_of
 from bnfold.folding.facts import (
     ELEMENTWISE,
-    ONE,
-    ZERO,
-    Expr,
-    Leaf,
     Linear,
     Norm,
     Opaque,
     Reason,
-    Scalar,
     Statistics,
     Step,
-    Tensor,
-    View,
     affine_step,
     batch_norm,
     constant_axis,
-    leaves,
     parent_name,
-    shape_of,
 )
 from bnfold.folding.torch_constants import BINARY, Constants, dtype_of, scaled
 from bnfold.folding.torch_tensors import FLOATS, fixed_size, is_exact, is_inplace

@@ -12,7 +12,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 
 FLOATS = {
     torch.float16: "float16",

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.folding.facts import Array, Expr, Leaf, Linear, Norm, Op, Scalar, View, leaves
+from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View, leaves
+from bnfold.folding.facts import Linear, Norm
 from bnfold.parity.exact import FORMATS, Format
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]

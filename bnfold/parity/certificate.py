@@ -18,7 +18,8 @@ import onnx_ir as ir
 
 from bnfold.errors import ParityError
 from bnfold.folding.edits import Edit, SetWeights
-from bnfold.folding.facts import Array, Graph, Linear, Norm
+from bnfold.folding.expressions import Array
+from bnfold.folding.facts import Graph, Linear, Norm
 from bnfold.folding.moves import MOVES
 from bnfold.folding.onnx_edits import FoldMap
 from bnfold.folding.onnx_graph import carry_out, read

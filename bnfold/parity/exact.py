@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.folding.facts import Array, Expr, Leaf, Op, Scalar, View
+from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View
 
 PRECISION = 320  # bits kept of a quotient or root: six times float64, so that cancellation leaves plenty
 _EXACT_LIMIT = 1 << 14  # bits up to which a number that is known exactly stays so

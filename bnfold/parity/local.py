@@ -15,7 +15,8 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, ParityError
-from bnfold.folding.facts import Array, Norm
+from bnfold.folding.expressions import Array
+from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_file import to_proto
 from bnfold.folding.onnx_graph import read
 from bnfold.parity import bounds

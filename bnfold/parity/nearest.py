@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from bnfold.folding.facts import Array
+from bnfold.folding.expressions import Array
 from bnfold.parity.exact import Format, Interval, distance, format_of
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]

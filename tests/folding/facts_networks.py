@@ -8,19 +8,17 @@ import numpy as np
 from facts_oracle import tensor
 from hypothesis import strategies as st
 
+from bnfold.folding.expressions import Leaf, Scalar, Tensor
 from bnfold.folding.facts import (
     ELEMENTWISE,
     Graph,
-    Leaf,
     Linear,
     Node,
     Norm,
     Opaque,
     Reason,
-    Scalar,
     Statistics,
     Step,
-    Tensor,
     affine_step,
     batch_norm,
 )

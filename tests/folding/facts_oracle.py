@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.folding.edits import Bypass, Edit, SetWeights
-from bnfold.folding.facts import Expr, Graph, Leaf, Linear, Norm, Op, Opaque, Scalar, Tensor, View
+from bnfold.folding.expressions import Expr, Leaf, Op, Scalar, Tensor, View
+from bnfold.folding.facts import Graph, Linear, Norm, Opaque
 
 OPAQUE = {
     "Tanh": lambda x: np.tanh(x),

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bnfold.folding import algebra
 from bnfold.folding.algebra import ChannelMap, DoubleDouble
-from bnfold.folding.facts import ONE, Leaf, Linear, Op, Scalar, Tensor, View, batch_norm
+from bnfold.folding.expressions import ONE, Leaf, Op, Scalar, Tensor, View
+from bnfold.folding.facts import Linear, batch_norm
 
 # Between these magnitudes no term of a product or quotient of two numbers leaves float64's normal range.
 ordinary = st.floats(1e-60, 1e60).flatmap(lambda x: st.sampled_from([x, -x]))

@@ -9,7 +9,8 @@ from facts_oracle import number, tensor
 
 from bnfold.folding import facts
 from bnfold.folding.edits import SetWeights
-from bnfold.folding.facts import GRAPH_OUTPUT, ONE, ZERO, Graph, Leaf, Op, Opaque, Scalar, View
+from bnfold.folding.expressions import ONE, ZERO, Leaf, Op, Scalar, View
+from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Opaque
 from bnfold.folding.plan import make_plan
 from bnfold.folding.report import OUTCOMES, FoldReport
 from bnfold.folding.statistics import statistics_of, tensors_of

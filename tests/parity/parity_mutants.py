@@ -10,7 +10,7 @@ import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
 
-from bnfold.folding.facts import Expr, Leaf, Op, Scalar, View
+from bnfold.folding.expressions import Expr, Leaf, Op, Scalar, View
 from bnfold.folding.statistics import statistics_of
 from bnfold.parity.certificate import Site, expect, output_channels
 

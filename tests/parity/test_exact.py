@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.errors import ParityError
-from bnfold.folding.facts import Leaf, Op, Scalar, Tensor, View, batch_norm
+from bnfold.folding.expressions import Leaf, Op, Scalar, Tensor, View
+from bnfold.folding.facts import batch_norm
 from bnfold.parity.exact import FORMATS, Interval, distance, evaluate, gap
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from bnfold.folding.facts import Graph, Norm, add, mul
+from bnfold.folding.expressions import add, mul
+from bnfold.folding.facts import Graph, Norm
 
 LONGEST = 64  # steps; expressions are walked recursively, and no norm is written in more than a handful
 

@@ -16,7 +16,8 @@ import math
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Linear, Norm, Opaque, Reason, shape_of
+from bnfold.folding.expressions import shape_of
+from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Linear, Norm, Opaque, Reason
 
 
 def linear_to_norm(graph: Graph) -> Graph | None:
