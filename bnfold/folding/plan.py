@@ -4,88 +4,189 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from bnfold.errors import FoldError
-from bnfold.folding.edits import Bypass, Edit, SetWeights
+from bnfold.folding.absorb import commit, upstream
+from bnfold.folding.affine import AffineMap, vector
+from bnfold.folding.bench import Bench, LinearState, NormState
+from bnfold.folding.edits import Edit, SetAffine, SetWeights
+from bnfold.folding.expressions import Expr
 from bnfold.folding.facts import Graph, Linear, Norm, Reason
 from bnfold.folding.faults import refuse_unsound
-from bnfold.folding.moves import MOVES, Move
-from bnfold.folding.moves.linear_to_norm import absorbed_map, obstacle
-from bnfold.folding.report import FoldReport, NormOutcome
+from bnfold.folding.moves import MOVES, chosen
+from bnfold.folding.moves.compose_affine import compose_affine
+from bnfold.folding.outcomes import report_of
+from bnfold.folding.report import FoldReport
+
+ROUNDS = 100  # of the free moves; each round that moves anything removes a node, and deep nests need a few
 
 
 @dataclass(frozen=True)
 class Plan:
     """What an adapter is to do, and what the person is told.
 
-    `norms` are the maps that the report's rows are about, in the same order; `graph` is what the facts have become.
+    `norms` are the maps that the report's rows are about, in the same order.
     """
 
     edits: tuple[Edit, ...]
     report: FoldReport
     norms: tuple[Norm, ...]
-    graph: Graph
 
 
 def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[str] = "default") -> Plan:
     """Plan the fold of a graph.
 
-    keep: names or patterns (fnmatch) of norms to leave alone, or a single one. moves: "default", "all", or names of
-    moves; every move of this planner is exact and costs nothing at run time. Raises FoldError for a move that is not
-    known or a pattern that fits no norm.
+    keep: names or patterns (fnmatch) of norms to leave alone, or a single one. moves: "default" (those that cost
+    nothing at run time), "all", or names of moves. Raises FoldError for a move that is not known or a pattern that
+    fits no norm.
     """
-    chosen = _chosen(moves)
+    allowed = chosen(moves)
+    patterns = _patterns(keep)
     start = refuse_unsound(graph)
-    composed = _to_fixed_point(start, tuple(move for move in chosen if move.name == "compose_affine"))
-    kept = _keep(_named_apart(refuse_unsound(composed)), (keep,) if isinstance(keep, str) else keep)
-    current = _to_fixed_point(kept, chosen)
-    linears = [node for node in current.nodes if isinstance(node, Linear) and node.absorbed]
-    edits: list[Edit] = []
-    for linear in linears:
-        before = start.by_id[linear.id]
-        if not isinstance(before, Linear):
-            raise FoldError(f"{linear.label} was not a linear layer when planning began; please report this network")
-        edits.append(SetWeights(before, absorbed_map(linear, linear.absorbed), linear.absorbed))
-        edits.extend(Bypass(norm) for norm in linear.absorbed)
+    if "compose_affine" in allowed:
+        start = refuse_unsound(_composed(start))
+    kept = _keep(_named_apart(start), patterns)
+    bench = _worked(kept, allowed)
     norms = tuple(norm for norm in kept.norms if norm.is_norm)
-    return Plan(tuple(edits), _report(norms, current), norms, current)
+    more = _worked(kept, chosen("all")) if moves == "default" and _is_anything_left(bench) else None
+    given = moves if isinstance(moves, str) else tuple(moves)
+    return Plan(tuple(_edits(bench)), report_of(bench, norms, given, patterns, more), norms)
 
 
-def _chosen(moves: str | Sequence[str]) -> tuple[Move, ...]:
-    known = [move.name for move in MOVES]
-    if moves in ("default", "all"):
-        return MOVES
-    names = [moves] if isinstance(moves, str) else list(moves)
-    for name in names:
-        if name not in known:
-            raise FoldError(f"move '{name}' is not known; choose 'default', 'all' or names out of {', '.join(known)}")
-    return tuple(move for move in MOVES if move.name in names)
+def _patterns(keep: Sequence[str]) -> tuple[str, ...]:
+    if isinstance(keep, str):
+        return (keep,)
+    if not isinstance(keep, Sequence) or not all(isinstance(pattern, str) for pattern in keep):
+        raise FoldError(f"keep is {keep!r}; expected names or patterns of norms, as inspect shows them")
+    return tuple(keep)
 
 
-def _to_fixed_point(graph: Graph, moves: tuple[Move, ...]) -> Graph:
+def _composed(graph: Graph) -> Graph:
+    while (after := compose_affine(graph)) is not None:
+        graph = after
+    return graph
+
+
+def _worked(graph: Graph, allowed: frozenset[str]) -> Bench:
+    """The bench after all moves; shared weights are copied only where that is allowed, or needs no copy."""
+    tied: frozenset[Hashable] = frozenset()
     while True:
-        for move in moves:
-            after = move.apply(graph)
-            if after is not None:
-                graph = after
-                break
-        else:
-            return graph
+        bench = Bench(graph, allowed, tied)
+        _apply(bench)
+        torn = frozenset() if "copy_shared_weight" in allowed else _torn(bench)
+        if not torn:
+            return bench
+        tied |= torn
+
+
+def _apply(bench: Bench) -> None:
+    for _ in range(ROUNDS):
+        bench.why.clear()
+        made = [_made(bench, move.name) for move in MOVES if not move.cost]
+        if not any(made):
+            break
+    for move in MOVES:
+        if move.cost:
+            _made(bench, move.name)
+    _take_biases_in(bench)
+
+
+def _made(bench: Bench, name: str) -> bool:
+    """Make a move where it is allowed, and note which norms it moved."""
+    move = next(move for move in MOVES if move.name == name)
+    if move.apply is None or name not in bench.allowed:
+        return False
+    before = set(bench.fate) | set(bench.reduced)
+    changed = move.apply(bench)
+    for id in (set(bench.fate) | set(bench.reduced)) - before:
+        bench.moved_by[id] = name
+    return changed
+
+
+def _take_biases_in(bench: Bench) -> None:
+    """A linear that changes anyway takes in the bias that stands right behind it as a node of its own."""
+    for state in bench.live_norms():
+        node = bench.producer(bench.input_of(state.norm))
+        if state.norm.is_norm or state.norm.refusal or state.norm.obstacle or state.map is None:
+            continue
+        if not isinstance(node, Linear) or not bench.linears[node.id].is_changed:
+            continue
+        found = upstream(bench, state, state.map)
+        if not isinstance(found, Reason) and list(found.linears) == [node.id]:
+            commit(bench, state.norm, found, is_gone=True, is_right_behind=False)
+
+
+def _torn(bench: Bench) -> frozenset[Hashable]:
+    """The keys of shared weights of which the fold would need more than one version."""
+    users: dict[Hashable, list[LinearState]] = {}
+    for state in bench.linears.values():
+        key = state.linear.weight.key
+        if bench.graph.tensor_readers.get(key, 1) > 1:
+            users.setdefault(key, []).append(state)
+    torn = set()
+    for key, states in users.items():
+        if not any(state.is_changed or bench.is_gone(state.linear.id) for state in states):
+            continue
+        first = states[0].weights
+        is_one = len(states) == bench.graph.tensor_readers.get(key, 1) and all(
+            state.weights.weight == first.weight and not bench.is_gone(state.linear.id) for state in states
+        )
+        if not is_one:
+            torn.add(key)
+        for state in states:
+            if is_one:
+                state.weights = dataclasses.replace(state.weights, weight=first.weight)
+    return frozenset(torn)
+
+
+def _is_anything_left(bench: Bench) -> bool:
+    return any(
+        state.norm.is_norm and not state.norm.refusal and not state.norm.obstacle for state in bench.live_norms()
+    )
+
+
+def _edits(bench: Bench) -> list[Edit]:
+    edits: list[Edit] = []
+    for state in bench.linears.values():
+        if state.is_changed and not bench.is_gone(state.linear.id):
+            w = state.weights
+            behind = None if state.behind is None or not state.behind else tuple(state.behind)
+            edits.append(
+                SetWeights(
+                    state.linear, w.weight, w.bias, w.window, w.groups,
+                    tuple(dict.fromkeys(state.norms)), behind, tuple(state.merged),
+                )
+            )  # fmt: skip
+    edits.extend(_affine(norm, norm.map) for norm in bench.live_norms() if norm.is_changed and norm.map is not None)
+    return [*edits, *bench.removals, *bench.additions]
+
+
+def _affine(state: NormState, moving: AffineMap) -> SetAffine:
+    axes = sorted(moving.axes)
+    axis = axes[0] if axes else state.norm.axis
+    norm = dataclasses.replace(state.norm, axis=axis)
+
+    def part(expr: Expr) -> Expr:
+        return expr if not expr.shape or axis is None else vector(expr, axis, moving.size(axis))
+
+    return SetAffine(norm, part(moving.scale), part(moving.shift), (*state.taken, state.norm))
 
 
 def _named_apart(graph: Graph) -> Graph:
     """Give a norm that is applied several times a name of its own for each use ('bn', 'bn#2')."""
     given = {norm.name for norm in graph.norms if norm.is_norm}
     taken: set[str] = set()
+    numbers: dict[str, int] = {}
     nodes = []
     for node in graph.nodes:
         if isinstance(node, Norm) and node.is_norm:
-            name, number = node.name, 1
+            name, number = node.name, numbers.get(node.name, 1)
             while name in taken or (number > 1 and name in given):
                 number += 1
                 name = f"{node.name}#{number}"
+            numbers[node.name] = number
             taken.add(name)
             node = dataclasses.replace(node, name=name)
         nodes.append(node)
@@ -107,30 +208,3 @@ def _keep(graph: Graph, patterns: Sequence[str]) -> Graph:
             for node in graph.nodes
         )
     )
-
-
-def _report(found: Sequence[Norm], left: Graph) -> FoldReport:
-    """A row for each norm as it was found after composition, with what became of it."""
-    targets = {
-        norm.id: node for node in left.nodes if isinstance(node, Linear) for norm in node.absorbed if norm.is_norm
-    }
-    rows = []
-    for norm in found:
-        if norm.id in targets:
-            rows.append(_folded(norm, targets[norm.id]))
-        else:
-            rows.append(_left(left, norm))
-    return FoldReport(tuple(rows))
-
-
-def _folded(norm: Norm, linear: Linear) -> NormOutcome:
-    return NormOutcome(norm.name, norm.kind, "folded", "", linear.name, f"merged into {linear.label}")
-
-
-def _left(graph: Graph, norm: Norm) -> NormOutcome:
-    now = graph.by_id.get(norm.id)
-    reason = obstacle(graph, now) if isinstance(now, Norm) else None
-    if reason is None:
-        reason = Reason("MOVE_NOT_CHOSEN", "it could be folded, but the moves that were chosen leave it")
-    refused = isinstance(now, Norm) and now.refusal is not None
-    return NormOutcome(norm.name, norm.kind, "refused" if refused else "kept", reason.code, "", reason.detail)

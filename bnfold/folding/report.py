@@ -30,6 +30,16 @@ class NormOutcome:
     reason: str
     target: str
     detail: str
+    needs: str = ""
+
+
+@dataclass(frozen=True)
+class Declined:
+    """A move that is exact, and was not made because of what it costs."""
+
+    move: str
+    norm: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,9 @@ class FoldReport:
     """One row for every norm that was found, in graph order."""
 
     norms: tuple[NormOutcome, ...]
+    moves: str | tuple[str, ...] = "default"
+    keep: tuple[str, ...] = ()
+    declined: tuple[Declined, ...] = ()
 
     @property
     def counts(self) -> Mapping[str, int]:
