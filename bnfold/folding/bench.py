@@ -86,17 +86,22 @@ class Bench:
     def _enter(self, node: Node) -> None:
         if isinstance(node, Linear):
             self.linears[node.id] = LinearState(node, weights_of(node))
-            rank = len(node.weight.shape)
-            if node.axis is not None and node.axis < rank and node.output not in self.shapes:
-                known = [None if axis != node.axis else node.channels for axis in range(rank)]
-                if node.window is not None or node.kind == "Gemm":
-                    self.shapes[node.output] = tuple(known)
+            self._know_rank(node)
         elif isinstance(node, Norm):
             if node.output not in self.shapes and node.input in self.shapes:
                 self.shapes[node.output] = self.shapes[node.input]
             if node.input not in self.shapes and node.output in self.shapes:
                 self.shapes[node.input] = self.shapes[node.output]
             self.norms[node.id] = NormState(node, map_of(node, self.rank(node.input)))
+
+    def _know_rank(self, node: Linear) -> None:
+        """A convolution or a Gemm says how many axes its data has, also where no shape was inferred."""
+        rank = len(node.weight.shape)
+        if node.axis is None or node.axis >= rank or (node.window is None and node.kind != "Gemm"):
+            return
+        for value, channels in ((node.input, node.in_channels), (node.output, node.channels)):
+            known = tuple(channels if axis == node.axis else None for axis in range(rank))
+            self.shapes.setdefault(value, known)
 
     # What the graph has become
 

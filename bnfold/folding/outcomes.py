@@ -39,9 +39,10 @@ def _row(bench: Bench, norm: Norm, helped_by: str) -> NormOutcome:
     needs = f"--moves all ({helped_by})" if helped_by else ""
     if norm.id in bench.reduced:
         into = _labels(bench, bench.reduced[norm.id])
-        detail = f"its scale went into {into}; an addition stays for its shift"
+        why = _best(bench.why.get(norm.id, [])) or Reason("PAD_SHIFT", "its shift cannot pass")
+        detail = f"its scale went into {into}, an addition stays for its shift: {why.detail}"
         names = _names(bench, bench.reduced[norm.id])
-        return NormOutcome(norm.name, norm.kind, "reduced", "PAD_SHIFT", names, detail, needs=needs)
+        return NormOutcome(norm.name, norm.kind, "reduced", why.code, names, detail, needs=needs)
     if norm.id in bench.fate:
         ids = list(_final(bench, norm.id))
         names = _names(bench, ids)

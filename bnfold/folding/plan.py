@@ -8,7 +8,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from bnfold.errors import FoldError
-from bnfold.folding.absorb import commit, upstream
+from bnfold.folding.absorb import commit
 from bnfold.folding.affine import AffineMap, vector
 from bnfold.folding.bench import Bench, LinearState, NormState
 from bnfold.folding.edits import Edit, SetAffine, SetWeights
@@ -19,6 +19,7 @@ from bnfold.folding.moves import MOVES, chosen
 from bnfold.folding.moves.compose_affine import compose_affine
 from bnfold.folding.outcomes import report_of
 from bnfold.folding.report import FoldReport
+from bnfold.folding.upstream import upstream
 
 ROUNDS = 100  # of the free moves; each round that moves anything removes a node, and deep nests need a few
 
@@ -55,7 +56,7 @@ def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[s
     return Plan(tuple(_edits(bench)), report_of(bench, norms, given, patterns, more), norms)
 
 
-def _patterns(keep: Sequence[str]) -> tuple[str, ...]:
+def _patterns(keep: object) -> tuple[str, ...]:
     if isinstance(keep, str):
         return (keep,)
     if not isinstance(keep, Sequence) or not all(isinstance(pattern, str) for pattern in keep):

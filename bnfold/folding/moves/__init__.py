@@ -50,7 +50,7 @@ MOVES: tuple[Move, ...] = (
 FREE = frozenset(move.name for move in MOVES if not move.cost)
 
 
-def chosen(moves: str | Sequence[str]) -> frozenset[str]:
+def chosen(moves: object) -> frozenset[str]:
     """The names of the moves that "default", "all" or a list of names stands for. Raises FoldError for any other."""
     known = [move.name for move in MOVES]
     if isinstance(moves, str) and moves in ("default", "all"):

@@ -10,10 +10,11 @@ default.
 
 from __future__ import annotations
 
-from bnfold.folding.absorb import behind_problem, commit, downstream, meets_zeros
+from bnfold.folding.absorb import behind_problem, commit, meets_zeros
 from bnfold.folding.affine import AffineMap, is_zero, vector
 from bnfold.folding.bench import Bench, LinearState, NormState
 from bnfold.folding.carriers import Window
+from bnfold.folding.downstream import downstream
 from bnfold.folding.edits import AddConstant
 from bnfold.folding.expressions import ZERO, Expr, Given, Op, Total, mul, view
 from bnfold.folding.facts import Linear, Reason

@@ -9,9 +9,10 @@ Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.2. It costs nothing at r
 
 from __future__ import annotations
 
-from bnfold.folding.absorb import Changes, commit, upstream
+from bnfold.folding.absorb import Changes, commit
 from bnfold.folding.bench import Bench, NormState
 from bnfold.folding.facts import Linear, Reason
+from bnfold.folding.upstream import upstream
 
 
 def linear_to_norm(bench: Bench) -> bool:

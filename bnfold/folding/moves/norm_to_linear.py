@@ -8,8 +8,9 @@ Source: linearity of the layer in its input. It costs nothing at run time.
 
 from __future__ import annotations
 
-from bnfold.folding.absorb import commit, downstream
+from bnfold.folding.absorb import commit
 from bnfold.folding.bench import Bench
+from bnfold.folding.downstream import downstream
 from bnfold.folding.facts import Reason
 from bnfold.folding.moves.linear_to_norm import obstacle
 
