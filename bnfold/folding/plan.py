@@ -77,7 +77,7 @@ def _worked(graph: Graph, allowed: frozenset[str]) -> Bench:
         bench = Bench(graph, allowed, tied)
         _apply(bench)
         torn = frozenset() if "copy_shared_weight" in allowed else _torn(bench)
-        if not torn:
+        if torn <= tied:
             return bench
         tied |= torn
 
@@ -128,17 +128,15 @@ def _torn(bench: Bench) -> frozenset[Hashable]:
             users.setdefault(key, []).append(state)
     torn = set()
     for key, states in users.items():
-        if not any(state.is_changed or bench.is_gone(state.linear.id) for state in states):
+        left = [state for state in states if not bench.is_gone(state.linear.id)]
+        if not any(state.is_changed for state in left):
             continue
-        first = states[0].weights
-        is_one = len(states) == bench.graph.tensor_readers.get(key, 1) and all(
-            state.weights.weight == first.weight and not bench.is_gone(state.linear.id) for state in states
-        )
-        if not is_one:
+        first = left[0].weights.weight
+        has_outsider = len(states) != bench.graph.tensor_readers.get(key, 1)
+        if has_outsider or not all(state.weights.weight == first for state in left):
             torn.add(key)
-        for state in states:
-            if is_one:
-                state.weights = dataclasses.replace(state.weights, weight=first.weight)
+        for state in left if key not in torn else ():
+            state.weights = dataclasses.replace(state.weights, weight=first)
     return frozenset(torn)
 
 

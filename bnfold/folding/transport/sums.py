@@ -1,7 +1,8 @@
 """An affine map and a sum of tensors (a residual connection).
 
 Algebra: `a * (x + y) + b = (a * x + b) + (a * y)`: the scale goes into every term, the shift into any one of them.
-Forward: `(a * x + b) + (a * y + c) = a * (x + y) + (b + c)`; a shift alone needs no partner.
+Of `x + x`, each term takes half of the shift. Forward: `(a * x + b) + (a * y + c) = a * (x + y) + (b + c)`; a shift
+alone needs no partner.
 Condition: no term is broadcast along an axis on which the map varies, nor adds axes.
 Source: linearity; the planner sees to it that no linear is scaled twice where one value stands for two terms.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from bnfold.folding.affine import IDENTITY, AffineMap, is_zero
 from bnfold.folding.carriers import Sum
-from bnfold.folding.expressions import ZERO, Expr, add, sub
+from bnfold.folding.expressions import ZERO, Expr, Scalar, add, div, sub
 from bnfold.folding.facts import Carrier, Reason
 from bnfold.folding.transport.passage import Passage, Shapes, only, unknown_shape
 
@@ -25,6 +26,9 @@ def backward(carrier: Carrier, maps: tuple[AffineMap | None, ...], shapes: Shape
     scale = AffineMap(asked.scale, ZERO)
     if is_zero(asked.shift):
         return (Passage((scale,) * len(signs)),)
+    if len(set(carrier.inputs)) == 1 and set(signs) == {1}:  # x + x: every term is the same value
+        share = AffineMap(asked.scale, div(asked.shift, Scalar(float(len(signs)))))
+        return (Passage((share,) * len(signs)),)
     passages = []
     for taker, sign in enumerate(signs):
         shifted = AffineMap(asked.scale, asked.shift if sign > 0 else negative(asked.shift))
