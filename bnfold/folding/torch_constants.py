@@ -103,6 +103,21 @@ class Constants:
         is_cast = isinstance(expr, Leaf) and expr.tensor.dtype != FLOATS.get(dtype_of(node))  # type: ignore[arg-type]
         return expr.tensor if isinstance(expr, Leaf) and not is_cast else None
 
+    def integers(self, node: Any) -> tuple[int, ...] | None:
+        """The values of a stored vector of integers, None for anything else."""
+        while isinstance(node, Node) and node.op == "call_function" and str(node.target) in SAME and self.get(node):
+            node = node.args[0]
+        constant = self.get(node)
+        if constant is None or node.op != "placeholder" or len(constant.tensors) != 1:
+            return None
+        (tensor,) = constant.tensors
+        values = tensor.load() if len(tensor.shape) == 1 and tensor.dtype in ("int32", "int64") else None
+        return None if values is None else tuple(int(value) for value in values)
+
+    def is_written(self, node: Node) -> bool:
+        """True when the graph writes to the memory of a node."""
+        return node in self._written
+
     def take(self, node: Node) -> bool:
         """Enter a node that is constant; true when it is one."""
         if node in self._found:

@@ -17,15 +17,18 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 
 from bnfold.folding import facts
+from bnfold.folding.carriers import Pool, Rule, Split
 from bnfold.folding.expressions import ONE, ZERO
-from bnfold.folding.facts import Graph, Norm, Opaque, Reason
+from bnfold.folding.facts import Carrier, Dim, Graph, Norm, Opaque, Reason
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
+from bnfold.folding.torch_carriers import carrier, is_whole
 from bnfold.folding.torch_constants import CASTS, SAME, Constants, dtype_of
 from bnfold.folding.torch_edits import carry_out
 from bnfold.folding.torch_modules import fold_copy, graph_module
 from bnfold.folding.torch_nodes import METADATA, NORMS, Reader, arguments, operator_of
-from bnfold.folding.torch_trace import trace_module
+from bnfold.folding.torch_tensors import dimensions
+from bnfold.folding.torch_trace import trace_module, without_inplace
 
 FoldMap: TypeAlias = tuple[dict[str, Any], ...]
 
@@ -75,14 +78,15 @@ def fold_program(
 
     Raises FoldError for moves or norms to keep that are not known.
     """
-    made = plan_program(program, keep=keep, moves=moves)
+    program = without_inplace(program)
+    made = make_plan(read_program(program), keep=keep, moves=moves)
     edited, fold_map = carry_out(program, made.edits, own_storage=True)
     return edited, made.report, fold_map
 
 
 def plan_program(program: ExportedProgram, *, keep: Sequence[str] = (), moves: str | Sequence[str] = "default") -> Plan:
     """What would be folded, and why the rest would not."""
-    return make_plan(read_program(program), keep=keep, moves=moves)
+    return make_plan(read_program(without_inplace(program)), keep=keep, moves=moves)
 
 
 def read_program(program: ExportedProgram) -> Graph:
@@ -97,13 +101,16 @@ class _Reading:
         self.program = program
         self.constants = Constants(program)
         self.alias: dict[Node, Node] = {}
+        self.items: set[Node] = set()  # of tuples that carriers write: values, not nodes of their own
         self.uses: Counter[Hashable] = Counter()
         self.reader = Reader(self.constants, self.root)
 
     def read(self) -> Graph:
+        """The facts."""
         nodes: list[facts.Node] = []
         inputs: list[str] = []
         outputs: list[Node] = []
+        shapes: dict[str, tuple[Dim, ...]] = {}
         for node in self.program.graph.nodes:
             if self.constants.take(node):
                 continue
@@ -112,13 +119,16 @@ class _Reading:
                 inputs.append(node.name)
             elif node.op == "output":
                 torch.fx.map_arg(node.args, outputs.append)
-            elif node.op == "call_function" and not self._is_alias(node):
+            elif node.op == "call_function" and not self._is_alias(node) and node not in self.items:
                 nodes.extend(self._read_node(node))
+            if _is_tensor(node):
+                shapes[node.name] = dimensions(node.meta["val"])
         return Graph(
             nodes=tuple(nodes),
             inputs=tuple(inputs),
             outputs=tuple(self.root(node) for node in outputs),
             tensor_readers=dict(self.uses),
+            shapes=shapes,
         )
 
     def root(self, node: Node) -> str:
@@ -129,14 +139,42 @@ class _Reading:
 
     def _read_node(self, node: Node) -> Iterator[facts.Node]:
         name = operator_of(node)
-        if name in METADATA:
+        if name in METADATA or _is_size(node):
             return
         if name in NORMS:
             items = tuple(user.name for user in node.users if user.target is operator.getitem)
             yield self._norm(node) or dataclasses.replace(self._opaque(node), outputs=(node.name, *items))
             return
-        yield self.reader.read(node) or self._opaque(node)
+        yield (self._is_intact(node) and (self.reader.read(node) or self._carrier(node))) or self._opaque(node)
         yield from self._out_of_reach(node)
+
+    def _is_intact(self, node: Node) -> bool:
+        """False where the graph writes in place to what a node reads or writes: its values then hold for a time only."""
+        inputs = [item for item in node.all_input_nodes if not self.constants.get(item)]
+        return not any(self.constants.is_written(item) for item in (node, *inputs))
+
+    def _carrier(self, node: Node) -> Carrier | None:
+        stated = carrier(node, self.constants)
+        outputs = None if stated is None else self._outputs(node, stated.rule)
+        if stated is None or outputs is None:
+            return None
+        inputs = tuple(self.root(item) for item in stated.inputs)
+        return Carrier(outputs[0], node.name, operator_of(node), inputs, outputs, stated.rule)
+
+    def _outputs(self, node: Node, rule: Rule) -> tuple[str, ...] | None:
+        """The names of a carrier's values; None where its tuple is used as such."""
+        if _is_tensor(node):
+            return (node.name,)
+        items: dict[int, Node] = {}
+        for user in node.users:
+            if user.target is not operator.getitem or not isinstance(user.args[1], int):
+                return None
+            first = items.setdefault(user.args[1], user)
+            if first is not user:
+                self.alias[user] = first
+        self.items.update(user for user in node.users)
+        count = len(rule.sizes) if isinstance(rule, Split) else 2 if isinstance(rule, Pool) and rule.gives_indices else 1
+        return tuple(items[at].name if at in items else f"{node.name}:{at}" for at in range(count))
 
     def _norm(self, node: Node) -> Norm | None:
         """A norm operator; one that gives a tuple is known by the first item, if the others are not read."""
@@ -162,6 +200,7 @@ class _Reading:
             str(node.target) in SAME
             or (str(node.target) in CASTS and dtype_of(node) == dtype_of(of))
             or (name in _DROPOUTS and arguments(node).get("train") is False)
+            or is_whole(node)
         )  # fmt: skip
         if is_same:
             self.alias[node] = of
@@ -178,7 +217,11 @@ class _Reading:
             torch.fx.map_arg((node.args, node.kwargs), counted)
 
     def _opaque(self, node: Node) -> Opaque:
-        inputs = [item for item in node.all_input_nodes if self.constants.get(item) is None and item.op != "get_attr"]
+        inputs = [
+            item
+            for item in node.all_input_nodes
+            if self.constants.get(item) is None and item.op != "get_attr" and not _is_size(item)
+        ]
         return Opaque(
             id=node.name,
             name=node.name,
@@ -206,6 +249,15 @@ def _norms_in_branches(owner: torch.nn.Module, node: Node) -> Iterator[str]:
         for found in inner.graph.nodes:
             names = (found.name,) if operator_of(found) in NORMS else _norms_in_branches(inner, found)
             yield from (f"{branch.target}/{name}" for name in names)
+
+
+def _is_size(node: Node) -> bool:
+    """True for a number that is made of sizes alone, and for what is only asserted of such."""
+    is_number = not isinstance(node.meta.get("val"), torch.Tensor | list | tuple | dict) and "val" in node.meta
+    if operator_of(node) in METADATA:
+        return True
+    inputs = [item.meta.get("val") for item in node.all_input_nodes]
+    return is_number and bool(inputs) and all(isinstance(value, torch.SymInt | torch.SymBool | int) for value in inputs)
 
 
 def _is_tensor(node: Node) -> bool:

@@ -54,6 +54,9 @@ def fold_copy(
     copy = copied(module).eval()
     if not edits:
         return copy
+    if not all(_fits_modules(edit) for edit in edits):
+        _log.debug("%s is folded as a graph: the edits change more than numbers", type(module).__name__)
+        return None
     try:
         _edit_modules(copy, program, edits)
         retraced = trace_module(copy, example_inputs, dynamic_shapes=dynamic_shapes)
@@ -66,6 +69,17 @@ def fold_copy(
         _log.debug("%s is folded as a graph: its copy does not trace to the folded graph", type(module).__name__)
         return None
     return copy
+
+
+def _fits_modules(edit: Edit) -> bool:
+    """True for an edit that leaves every operator and every shape of a weight as they are, norms aside."""
+    match edit:
+        case SetWeights(linear, weight, _, window, groups):
+            same = (linear.weight.shape, linear.window, linear.groups)
+            return (weight.shape, window, groups) == same and not edit.merged
+        case Bypass():
+            return True
+    return False
 
 
 class _NotAModule(Exception):
@@ -81,13 +95,16 @@ def _edit_modules(copy: nn.Module, program: ExportedProgram, edits: Sequence[Edi
                 linear = copy.get_submodule(path)
                 if not isinstance(linear, _LINEARS) or edit.linear.weight.name != f"{path}.weight".lstrip("."):
                     raise _NotAModule(f"{edit.linear.label} is no linear module called once")
-                _set(linear, "weight", edit.weight())
-                _set(linear, "bias", edit.bias())
+                _set(linear, "weight", edit.weight_values())
+                _set(linear, "bias", edit.bias_values())
             case Bypass():
                 _replace(copy, _norm_path(program, [nodes[name] for name in edit.norm.nodes]))
 
 
-def _set(linear: nn.Module, name: str, array: Array) -> None:
+def _set(linear: nn.Module, name: str, array: Array | None) -> None:
+    if array is None:
+        setattr(linear, name, None)
+        return
     old = getattr(linear, name)
     like = linear.weight if old is None else old
     new = nn.Parameter(to_torch(array, like), requires_grad=like.requires_grad)  # type: ignore[arg-type]

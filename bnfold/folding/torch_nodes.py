@@ -10,6 +10,7 @@ import torch
 from torch.fx import Node
 
 from bnfold.folding import facts
+from bnfold.folding.carriers import Window
 from bnfold.folding.expressions import ONE, ZERO, Expr, Leaf, Scalar, Tensor, View, leaves, shape_of
 from bnfold.folding.facts import (
     ELEMENTWISE,
@@ -25,11 +26,16 @@ from bnfold.folding.facts import (
     parent_name,
 )
 from bnfold.folding.torch_constants import BINARY, Constants, dtype_of, scaled
-from bnfold.folding.torch_tensors import FLOATS, fixed_size, is_exact, is_inplace
+from bnfold.folding.torch_tensors import FLOATS, fixed_size, integers, is_exact, is_inplace
 
 # Spatial axes by operator; None: as many as its weight has beyond two.
-_CONVS = {"conv1d": 1, "conv2d": 2, "conv3d": 3, "convolution": None, "_convolution": None}
-_TRANSPOSED = {"conv_transpose1d": 1, "conv_transpose2d": 2, "conv_transpose3d": 3}
+CONVS: dict[str, int | None] = {
+    **{f"aten.conv{n}d.{kind}": n for n in (1, 2, 3) for kind in ("default", "padding")},
+    **{"aten.convolution.default": None, "aten._convolution.default": None},
+}
+TRANSPOSED: dict[str, int | None] = {
+    "aten.conv_transpose1d.default": 1, "aten.conv_transpose2d.input": 2, "aten.conv_transpose3d.input": 3,
+}  # fmt: skip
 NORMS = {
     "batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
     "_native_batch_norm_legit_functional", "_batch_norm_no_update", "_batch_norm_with_update",
@@ -55,8 +61,8 @@ class Reader:
         operator = operator_of(node)
         if not operator or is_inplace(node) or not node.args or not isinstance(node.args[0], Node):
             return None
-        if operator in _CONVS or operator in _TRANSPOSED:
-            return self._conv(node, operator)
+        if str(node.target) in CONVS or str(node.target) in TRANSPOSED:
+            return self._conv(node)
         match operator:
             case "linear":
                 return self._linear(node)
@@ -68,22 +74,28 @@ class Reader:
 
     # Linears
 
-    def _conv(self, node: Node, operator: str) -> Linear | Opaque | None:
+    def _conv(self, node: Node) -> Linear | Opaque | None:
         args = arguments(node)
-        transposed = operator in _TRANSPOSED or args.get("transposed") is True
+        transposed = str(node.target) in TRANSPOSED or args.get("transposed") is True
         kind = "ConvTranspose" if transposed else "Conv"
         weight = self._weight(args["weight"])
         if not isinstance(weight, Tensor):
             return self._unusable(node, kind, "weight")
         groups = args["groups"]
         spatial = len(weight.shape) - 2
-        if weight.shape[0] % groups or (_CONVS | _TRANSPOSED)[operator] not in (None, spatial):
+        if not isinstance(groups, int) or weight.shape[0] % groups:
+            return None
+        if (CONVS | TRANSPOSED)[str(node.target)] not in (None, spatial):
+            return None
+        window = window_of(args, weight.shape[2:], transposed=transposed)
+        if window is None:
             return None
         channels = weight.shape[1] * groups if transposed else weight.shape[0]
         axis = _rank(node) - spatial - 1
         return self._made(
-            node, kind, args["input"], weight, args["bias"], axis, channels, groups=groups, out_first=not transposed
-        )
+            node, kind, args["input"], weight, args["bias"], axis, channels,
+            groups=groups, out_first=not transposed, window=window,
+        )  # fmt: skip
 
     def _linear(self, node: Node) -> Linear | Opaque | None:
         args = arguments(node)
@@ -119,7 +131,7 @@ class Reader:
 
     def _made(
         self, node: Node, kind: str, data: Any, weight: Tensor, given: Any, axis: int, channels: int, *,
-        out_first: bool, groups: int = 1, alpha: float = 1.0, beta: float = 1.0,
+        out_first: bool, groups: int = 1, alpha: float = 1.0, beta: float = 1.0, window: Window | None = None,
     ) -> Linear | Opaque | None:  # fmt: skip
         if not isinstance(data, Node) or 0 in weight.shape:
             return None
@@ -129,7 +141,7 @@ class Reader:
         return Linear(
             id=node.name, name=parent_name((weight,)) or node.name, kind=kind, input=self._root(data),
             output=node.name, weight=weight, bias=bias, out_first=out_first, groups=groups, channels=channels,
-            axis=axis, alpha=alpha, beta=beta,
+            axis=axis, alpha=alpha, beta=beta, window=window,
         )  # fmt: skip
 
     def _weight(self, value: Any) -> Tensor | None:
@@ -246,6 +258,28 @@ def arguments(node: Node) -> dict[str, Any]:
         else:
             found[argument.name] = node.kwargs.get(argument.name, argument.default_value)
     return found
+
+
+def window_of(args: dict[str, Any], kernel: tuple[int, ...], *, transposed: bool) -> Window | None:
+    """The window of a convolution by its arguments; None where they are not all fixed."""
+    count = len(kernel)
+    stride, dilation = integers(args["stride"], count), integers(args["dilation"], count)
+    if stride is None or dilation is None:
+        return None
+    pads: tuple[tuple[int, int], ...] | None
+    match args["padding"]:
+        case "valid":
+            pads = ((0, 0),) * count
+        case "same":
+            totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+            pads = tuple((total // 2, total - total // 2) for total in totals)
+        case given:
+            widths = integers(given, count)
+            pads = None if widths is None else tuple((width, width) for width in widths)
+    output_padding = integers(args["output_padding"], count) if transposed else ()
+    if pads is None or output_padding is None:
+        return None
+    return Window(kernel, stride, dilation, pads, output_padding)
 
 
 def _not_fixed(operator: str, args: dict[str, Any]) -> Reason | None:

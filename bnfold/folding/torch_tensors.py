@@ -63,6 +63,19 @@ def fixed_size(size: int | torch.SymInt) -> int | None:
     return int(size) if is_concrete_int(size) else None
 
 
+def integers(value: Any, count: int) -> tuple[int, ...] | None:
+    """A list of `count` numbers, or one number for all of them; None where they are not all fixed."""
+    given = list(value) if isinstance(value, list | tuple) else [value]
+    given = given * count if len(given) == 1 else given
+    known = tuple(item for item in given if isinstance(item, int) and not isinstance(item, bool))
+    return known if len(known) == len(given) == count else None
+
+
+def dimensions(value: torch.Tensor) -> tuple[int | str, ...]:
+    """The shape of a fake tensor: numbers, and the expressions of the sizes that are free."""
+    return tuple(str(size) if fixed_size(size) is None else int(size) for size in value.shape)
+
+
 def is_inplace(node: Node) -> bool:
     """True for an operator that writes to an argument."""
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable

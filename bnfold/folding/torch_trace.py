@@ -18,10 +18,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from bnfold.errors import FoldError
-from bnfold.folding.torch_tensors import fixed_size
+from bnfold.folding.torch_tensors import fixed_size, is_inplace
 
 _log = logging.getLogger(__name__)
-_STEPS = {f"aten.{name}_.{kind}" for name in ("add", "sub", "mul", "div") for kind in ("Tensor", "Scalar")}
 _LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -63,6 +62,20 @@ def trace_module(
     ) from first
 
 
+def without_inplace(program: ExportedProgram) -> ExportedProgram:
+    """The program with nothing written in place, where that can be had; itself where nothing is.
+
+    A norm written in place (`x -= mean`), ReLU(inplace=True) and the like are facts only after functionalisation.
+    """
+    if not any(is_inplace(node) for node in program.graph.nodes):
+        return program
+    try:
+        return functional(program)
+    except Exception as problem:  # whatever the tracer raises; what is written in place is opaque then
+        _log.debug("writes in place stay as they are: %s", problem)
+        return program
+
+
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without operators that write in place."""
     with quiet(), torch.no_grad():
@@ -93,8 +106,7 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
 def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     with quiet(), torch.no_grad():
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
-        # A norm that is written in place (`x -= mean`) is one only after functionalisation.
-        return functional(program) if _steps_in_place(program) else program
+        return without_inplace(program)
 
 
 def _attempts(
@@ -176,10 +188,6 @@ def _arguments(program: ExportedProgram) -> list[torch.fx.Node]:
         if spec.kind == InputKind.USER_INPUT and hasattr(spec.arg, "name")
     }
     return [node for node in program.graph.nodes if node.op == "placeholder" and node.name in names]
-
-
-def _steps_in_place(program: ExportedProgram) -> bool:
-    return any(str(node.target) in _STEPS for node in program.graph.nodes)
 
 
 def _free_batch(module: torch.nn.Module, inputs: tuple[Any, ...]) -> Any:
