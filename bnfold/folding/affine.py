@@ -54,6 +54,8 @@ class AffineMap:
 
 IDENTITY = AffineMap(ONE, ZERO)
 
+_NEAR = 1e-6  # far more than float64 is off; what is near is looked at more closely
+
 
 def after(outer: AffineMap, inner: AffineMap) -> AffineMap:
     """outer after inner: `s2 * (s1 * x + t1) + t2 = (s2 * s1) * x + (s2 * t1 + t2)`."""
@@ -116,19 +118,23 @@ def is_constant_along(part: Expr, axis: int) -> bool:
 
 
 def values(part: Expr) -> Any:
-    """The numbers of a constant, float64, to judge their signs and zeros."""
-    return algebra.evaluate(part).hi
+    """The numbers of a constant in float64, near enough to judge their size and, for products, their signs."""
+    return algebra.magnitude(part)
 
 
 def is_zero(part: Expr) -> bool:
     """True when a constant is zero everywhere."""
-    return part == ZERO or bool((values(part) == 0).all())
+    if part == ZERO:
+        return True
+    return not values(part).any() and not algebra.evaluate(part).hi.any()
 
 
 def is_one(part: Expr) -> bool:
     """True when a constant is one everywhere."""
     if part == ONE:
         return True
+    if not (abs(values(part) - 1) < _NEAR).all():
+        return False
     found = algebra.evaluate(part)
     return bool((found.hi == 1).all() and (found.lo == 0).all())
 

@@ -12,7 +12,23 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View
+from bnfold.folding.expressions import (
+    Array,
+    Embed,
+    Expr,
+    Given,
+    Join,
+    Leaf,
+    Op,
+    Permute,
+    Scalar,
+    Spread,
+    Take,
+    Total,
+    View,
+    operands,
+    walk,
+)
 from bnfold.folding.facts import Linear
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -147,24 +163,114 @@ def sqrt(x: DoubleDouble) -> DoubleDouble:
     return DoubleDouble(*(np.where(small, part * 2.0**-100, part) for part in (found.hi, found.lo)))
 
 
-def evaluate(expr: Expr) -> DoubleDouble:
+def evaluate(expr: Expr, memo: dict[int, Any] | None = None) -> DoubleDouble:
     """The value of an expression over constants. Overflow and invalid operations give inf and NaN, silently."""
+    found: dict[int, DoubleDouble] = {}
     with np.errstate(all="ignore"):
-        return _evaluate(expr)
+        for node in walk(expr):
+            found[id(node)] = _node(node, found)
+    return found[id(expr)]
 
 
-def _evaluate(expr: Expr) -> DoubleDouble:
-    match expr:
+def _both(x: DoubleDouble, change: Any) -> DoubleDouble:
+    return DoubleDouble(change(x.hi), change(x.lo))
+
+
+def _node(node: Expr, found: dict[int, DoubleDouble]) -> DoubleDouble:
+    of = [found[id(part)] for part in operands(node)]
+    match node:
         case Scalar(value):
             return exact(value)
         case Leaf(tensor):
             return exact(tensor.load())
-        case View(of, shape):
-            return _evaluate(of).reshape(shape)
-        case Op("sqrt", args):
-            return sqrt(_evaluate(args[0]))
-        case Op(kind, args):
-            return _BINARY[kind](_evaluate(args[0]), _evaluate(args[1]))
+        case Given(values, shape):
+            return exact(np.asarray(values).reshape(shape))
+        case View(_, shape):
+            return of[0].reshape(shape)
+        case Permute(_, perm):
+            return _both(of[0], lambda x: x.transpose(perm))
+        case Spread(_, shape):
+            return _both(of[0], lambda x: np.broadcast_to(x, shape))
+        case Take(_, axis, indices):
+            return _both(of[0], lambda x: x.take(indices, axis=axis))
+        case Join(_, axis):
+            return DoubleDouble(np.concatenate([x.hi for x in of], axis), np.concatenate([x.lo for x in of], axis))
+        case Total(_, axes):
+            return _total(of[0], axes)
+        case Embed(_, shape, start, step):
+            return _both(of[0], lambda x: _embedded(x, shape, start, step))
+        case Op("sqrt", _):
+            return sqrt(of[0])
+        case Op(kind, _):
+            return _BINARY[kind](of[0], of[1])
+
+
+def _embedded(x: F64, shape: tuple[int, ...], start: tuple[int, ...], step: tuple[int, ...]) -> F64:
+    full = np.zeros(shape)
+    full[tuple(slice(a, a + (n - 1) * k + 1, k) for a, n, k in zip(start, x.shape, step, strict=True))] = x
+    return full
+
+
+def _total(x: DoubleDouble, axes: tuple[int, ...]) -> DoubleDouble:
+    rest = tuple(axis for axis in range(x.hi.ndim) if axis not in axes)
+    shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.hi.shape))
+    count = int(np.prod([x.hi.shape[axis] for axis in axes]))
+    hi, lo = (part.transpose(*axes, *rest).reshape(count, *[x.hi.shape[axis] for axis in rest]) for part in (x.hi, x.lo))
+    total = DoubleDouble(hi, lo)
+    while count > 1:
+        half = count // 2
+        first = add(DoubleDouble(total.hi[:half], total.lo[:half]), DoubleDouble(total.hi[half : 2 * half], total.lo[half : 2 * half]))
+        total = DoubleDouble(np.concatenate([first.hi, total.hi[2 * half :]]), np.concatenate([first.lo, total.lo[2 * half :]]))
+        count = total.hi.shape[0]
+    return DoubleDouble(total.hi[0].reshape(shape), total.lo[0].reshape(shape))
+
+
+def rounded(expr: Expr, dtype: str) -> Array:
+    """The nearest values of a dtype, rounded once."""
+    import ml_dtypes
+
+    target = np.dtype(ml_dtypes.bfloat16) if dtype == "bfloat16" else np.dtype(dtype)
+    return round_to(evaluate(expr), target)
+
+
+def magnitude(expr: Expr) -> F64:
+    """The values in plain float64."""
+    found: dict[int, Any] = {}
+    with np.errstate(all="ignore"):
+        for node in walk(expr):
+            found[id(node)] = _plain(node, [found[id(part)] for part in operands(node)])
+    return np.asarray(found[id(expr)], np.float64)
+
+
+def _plain(node: Expr, of: list[Any]) -> Any:
+    match node:
+        case Scalar(value):
+            return np.float64(value)
+        case Leaf(tensor):
+            return tensor.load().astype(np.float64)
+        case Given(values, shape):
+            return np.asarray(values).reshape(shape)
+        case View(_, shape):
+            return of[0].reshape(shape)
+        case Permute(_, perm):
+            return of[0].transpose(perm)
+        case Spread(_, shape):
+            return np.broadcast_to(of[0], shape)
+        case Take(_, axis, indices):
+            return of[0].take(indices, axis=axis)
+        case Join(_, axis):
+            return np.concatenate(of, axis)
+        case Total(_, axes):
+            return of[0].sum(axis=axes, keepdims=True)
+        case Embed(_, shape, start, step):
+            return _embedded(of[0], shape, start, step)
+        case Op("sqrt", _):
+            return np.sqrt(of[0])
+        case Op(kind, _):
+            return _PLAIN[kind](of[0], of[1])
+
+
+_PLAIN = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide}
 
 
 _BINARY = {"add": add, "sub": sub, "mul": mul, "div": div}

@@ -11,13 +11,24 @@ from bnfold.folding.expressions import Expr
 from bnfold.folding.facts import Graph, Norm, Reason
 
 
-def refuse_unsound(graph: Graph) -> Graph:
-    """The graph with a refusal on every norm whose numbers are not those of a finite affine map."""
+def refuse_unsound(graph: Graph, checked: Graph | None = None) -> Graph:
+    """The graph with a refusal on every norm whose numbers are not those of a finite affine map.
+
+    checked: a graph that has been through this; nodes that are the same objects are not looked at again.
+    """
+    known = {id(node) for node in checked.nodes} if checked is not None else set()
     nodes = tuple(
-        dataclasses.replace(node, refusal=fault(node)) if isinstance(node, Norm) and not node.refusal else node
+        _judged(node)
+        if isinstance(node, Norm) and not node.refusal and id(node) not in known
+        else node
         for node in graph.nodes
     )
     return graph.with_nodes(nodes)
+
+
+def _judged(norm: Norm) -> Norm:
+    found = fault(norm)
+    return norm if found is None else dataclasses.replace(norm, refusal=found)
 
 
 def fault(norm: Norm) -> Reason | None:
@@ -30,11 +41,11 @@ def fault(norm: Norm) -> Reason | None:
         negative = _count(norm.statistics.variance, finite=False)
         if negative:
             return Reason("NEGATIVE_VARIANCE", f"its variance is negative in {negative} channel(s)")
-    if not (algebra.evaluate(norm.scale).is_finite() and algebra.evaluate(norm.shift).is_finite()):
+    if not all(np.isfinite(algebra.magnitude(part)).all() for part in (norm.scale, norm.shift)):
         return Reason("NON_FINITE_FOLD", "its scale or shift is not finite (a variance plus eps that is not positive?)")
     return None
 
 
 def _count(expr: Expr, *, finite: bool) -> int:
-    values = algebra.evaluate(expr).hi
+    values = algebra.magnitude(expr)
     return int(np.sum(~np.isfinite(values)) if finite else np.sum(values < 0))

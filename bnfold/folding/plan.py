@@ -47,7 +47,7 @@ def make_plan(graph: Graph, *, keep: Sequence[str] = (), moves: str | Sequence[s
     patterns = _patterns(keep)
     start = refuse_unsound(graph)
     if "compose_affine" in allowed:
-        start = refuse_unsound(_composed(start))
+        start = refuse_unsound(_composed(start), start)
     kept = _keep(_named_apart(start), patterns)
     bench = _worked(kept, allowed)
     norms = tuple(norm for norm in kept.norms if norm.is_norm)
