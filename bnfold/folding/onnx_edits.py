@@ -1,25 +1,34 @@
 """A plan's edits carried out on a clone of an ONNX IR model.
 
 Folded tensors become new initialisers with names of their own (the old name on a changed tensor has misled people,
-and a fresh name that collides has cost a network its accuracy: pytorch#169178). What only the removed norms used is
+and a fresh name that collides has cost a network its accuracy: pytorch#169178). What only the removed nodes used is
 removed with them; everything else stays as it is, names of graph inputs and outputs included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import onnx_ir as ir
 
 from bnfold.errors import FoldError
-from bnfold.folding.edits import Bypass, Edit, SetWeights
-from bnfold.folding.expressions import Array
+from bnfold.folding import algebra
+from bnfold.folding.carriers import Window
+from bnfold.folding.edits import AddConstant, Bypass, Edit, Redirect, SetAffine, SetSlope, SetWeights, sources
+from bnfold.folding.expressions import ONE, ZERO, Expr, Given
+from bnfold.folding.facts import Norm
+from bnfold.folding.onnx_clone import Clone, clone_of, main_values, unlist_constants
+from bnfold.folding.onnx_shapes import Known, known_values
+
+__all__ = ["FOLDED_SUFFIX", "FoldMap", "apply", "carry_out", "clone_of", "main_values", "unlist_constants"]
 
 FOLDED_SUFFIX = ".folded"
 
-
 FoldMap: TypeAlias = tuple[dict[str, Any], ...]
+Role: TypeAlias = Literal["weight", "bias", "scale", "shift", "constant", "slope"]
 
 
 def apply(model: ir.Model, edits: Sequence[Edit]) -> ir.Model:
@@ -33,162 +42,225 @@ def apply(model: ir.Model, edits: Sequence[Edit]) -> ir.Model:
 def carry_out(model: ir.Model, edits: Sequence[Edit]) -> tuple[ir.Model, FoldMap]:
     """As `apply`, with the fold map: for each folded tensor its role, its sources, and the norms that it absorbed.
 
+    Tensors that are made of nothing (the mean of zeros of a norm that was reduced) are not in the map.
     Raises FoldError when an edit names a value that the model does not have.
     """
-    clone = clone_of(model)
-    editor = _Editor(clone)
+    editor = _Editor(model)
     for edit in edits:
         match edit:
             case SetWeights():
                 editor.set_weights(edit)
             case Bypass():
                 editor.bypass(edit)
-    editor.sweep()
-    return clone, tuple(editor.fold_map)
-
-
-def clone_of(model: ir.Model) -> ir.Model:
-    """A clone of a model; it shares the tensors of the constants, which nobody writes to.
-
-    Raises FoldError for a model made in memory whose nodes read values before they are written, or by nobody.
-    """
-    try:
-        return model.clone()
-    except (RuntimeError, ValueError, KeyError) as problem:
-        while problem.__cause__ is not None:
-            problem = problem.__cause__  # type: ignore[assignment]
-        raise FoldError(
-            "the ONNX model in memory cannot be copied, because its nodes are not in topological order or read a value "
-            f"that no node writes ({str(problem)[:200]}); call model.graph.sort() or mend the model first"
-        ) from None
-
-
-def unlist_constants(model: ir.Model) -> None:
-    """Take initialisers off the graph inputs, where they had to be listed up to IR version 3, and go to version 4."""
-    if model.ir_version >= 4:
-        return
-    initialised = set(model.graph.initializers.values())
-    kept = [value for value in model.graph.inputs if value not in initialised]
-    model.graph.inputs.clear()
-    model.graph.inputs.extend(kept)
-    model.ir_version = 4
+            case Redirect():
+                editor.redirect(edit)
+            case SetAffine():
+                editor.set_affine(edit)
+            case AddConstant():
+                editor.add_constant(edit)
+            case SetSlope():
+                editor.set_slope(edit)
+    return editor.finish()
 
 
 class _Editor:
     def __init__(self, model: ir.Model) -> None:
         self._model = model
-        self._graph = model.graph
-        self._taken = {str(value.name) for value in _all_values(model.graph)}
-        self._values = {str(value.name): value for value in main_values(model.graph)}
-        self._dead: list[ir.Node] = []
-        self._unused: list[ir.Value] = []
-        self.fold_map: list[dict[str, Any]] = []
+        self._clone = Clone(model)
+        self._made: dict[tuple[int, str], tuple[Expr, ir.Value]] = {}  # by expression and dtype; holds the expression
+        self._slopes: dict[str, ir.Node] = {}
+        self._plain: dict[tuple[str, float, tuple[int, ...]], ir.Value] = {}
+        self._has_other_sizes = False
+        self._map: list[dict[str, Any]] = []
+
+    # Linears
 
     def set_weights(self, edit: SetWeights) -> None:
-        node = self._producer(edit.linear.id)
-        weight = self._initializer(edit.linear.weight.name, edit.weight())
-        self._put(node, 1, weight)
-        bias_name = edit.linear.bias.name if edit.linear.bias else _sibling(edit.linear.weight.name, "bias")
-        stored = self._initializer(bias_name, edit.bias())
-        norms = [norm.name for norm in edit.absorbed]
-        roles: tuple[tuple[Literal["weight", "bias"], ir.Value], ...] = (("weight", weight), ("bias", stored))
-        for role, value in roles:
-            entry = {"tensor": value.name, "role": role, "linear": edit.linear.name}
-            self.fold_map.append({**entry, "from": list(edit.sources(role)), "norms": norms})
-        if edit.linear.kind == "MatMul":
-            self._add_behind(node, stored)
-            return
-        if len(node.inputs) < 3:
-            node.resize_inputs(3)
-        self._put(node, 2, stored)
-        for name in ("alpha", "beta"):  # absorbed; the default of both is 1
+        """Another weight, bias and window for a linear."""
+        linear, node = edit.linear, self._clone.node(edit.linear.id)
+        if (edit.window, edit.groups) != (linear.window, linear.groups) and edit.window is not None:
+            _set_window(node, edit.window, edit.groups, edit.weight.shape[2:])
+        self._has_other_sizes |= edit.weight.shape[:2] != linear.weight.shape[:2]
+        for name in ("alpha", "beta") if linear.kind == "Gemm" else ():  # absorbed; the default of both is 1
             node.attributes.pop(name, None)
+        made = self._made.get((id(edit.weight), edit.weight_dtype))
+        if made is None:
+            weight = self._clone.initializer(linear.weight.name + FOLDED_SUFFIX, edit.weight_values())
+            self._made[id(edit.weight), edit.weight_dtype] = edit.weight, weight
+            self._record("weight", weight, linear.name, edit.weight, edit.norms)
+        else:
+            weight = made[1]
+        self._clone.put(node, 1, weight)
+        self._set_bias(node, edit)
+
+    def _set_bias(self, node: ir.Node, edit: SetWeights) -> None:
+        linear, array = edit.linear, edit.bias_values()
+        if array is None or edit.bias is None:
+            self._clone.put(node, 2, self._no_bias(edit) if len(node.inputs) > 2 else None)
+            return
+        name = linear.bias.name if linear.bias else _sibling(linear.weight.name, "bias")
+        bias = self._clone.initializer(name + FOLDED_SUFFIX, array)
+        self._record("bias", bias, linear.name, edit.bias, edit.norms)
+        if linear.kind == "MatMul":
+            self._add_behind(self._clone.value(linear.output), bias)
+        else:
+            self._clone.put(node, 2, bias)
+
+    def _no_bias(self, edit: SetWeights) -> ir.Value | None:
+        """Nothing, but for a Gemm before opset 11, which must have a bias."""
+        opset = self._model.opset_imports.get("", 0)
+        is_needed = edit.linear.kind == "Gemm" and opset < 11
+        return self._constant(edit.bias_dtype, 0.0, edit.linear.channels) if is_needed else None
+
+    # Norms, sums and activations
 
     def bypass(self, edit: Bypass) -> None:
-        before, after = self._values[edit.norm.input], self._values[edit.norm.output]
-        is_output = after.is_graph_output()
-        after.replace_all_uses_with(before, replace_graph_outputs=True)
-        if is_output:
-            name, after.name = after.name, self._fresh(f"{after.name}.unfolded")
-            before.name = name
-            before.shape, before.type = after.shape, after.type
-        self._values[edit.norm.output] = before
-        self._dead.extend(self._producer(name) for name in edit.norm.nodes if name != edit.norm.output)
-        last = after.producer()
-        if last is not None:
-            self._dead.append(last)
+        """Whoever reads a norm reads its input."""
+        self._replace_norm(edit.norm, self._clone.value(edit.norm.input))
 
-    def sweep(self) -> None:
-        """Remove the nodes of absorbed norms, then what only they used."""
-        queue = list(dict.fromkeys(reversed(self._dead)))
-        while queue:
-            node = queue.pop(0)
-            if node.graph is None or any(value.uses() or value.is_graph_output() for value in node.outputs):
-                continue
-            inputs = [value for value in node.inputs if value is not None]
-            self._graph.remove(node, safe=True)
-            queue.extend(producer for value in inputs if (producer := value.producer()) is not None)
-            self._unused.extend(value for value in inputs if value.is_initializer())
-        if self.fold_map:
-            unlist_constants(self._model)  # fresh initialisers are not listed
-        listed = set(self._graph.inputs)
-        for value in self._unused:
-            if not value.uses() and not value.is_graph_output() and value not in listed:
-                self._graph.initializers.pop(str(value.name), None)
+    def redirect(self, edit: Redirect) -> None:
+        """Whoever reads a sum reads another value."""
+        node = self._clone.node(edit.carrier.id)
+        self._clone.replace(node.outputs[0], self._clone.value(edit.to))
+        self._clone.drop(node)
 
-    def _producer(self, name: str) -> ir.Node:
-        value = self._values.get(name)
-        node = None if value is None else value.producer()
-        if node is None:
-            raise FoldError(f"the model has no node that writes '{name}'; plan and model must come from one another")
-        return node
+    def set_affine(self, edit: SetAffine) -> None:
+        """A product, a sum, or a plain BatchNormalization in place of a norm."""
+        norm, takes = edit.norm, self._clone.node(edit.norm.output)
+        data = self._clone.value(norm.input)
+        known = self._known.get(norm.input, Known())
+        dtype = known.dtype or next((tensor.dtype for tensor in norm.constants), "float32")
+        has_both = edit.scale != ONE and edit.shift != ZERO
+        sizes = {expr.shape for expr in (edit.scale, edit.shift)} - {()}
+        if sizes and norm.axis == 1 and (has_both or known.rank is None):
+            self._replace_norm(norm, self._batch_norm(edit, data, dtype, max(sizes)))
+            return
+        parts: tuple[tuple[Role, str, Expr, Expr], ...] = (
+            ("scale", "Mul", edit.scale, ONE), ("shift", "Add", edit.shift, ZERO),
+        )  # fmt: skip
+        for role, operator, expr, neutral in parts:
+            if expr != neutral:
+                shape = self._along(norm.axis or 0, known.rank, norm.label) if expr.shape else ()
+                constant = self._stored(f"{norm.name}.{role}", expr, dtype, shape)
+                self._record(role, constant, norm.name, expr, edit.norms)
+                name, before = f"{takes.name or norm.output}.{role}", data
+                data = self._clone.operation(operator, [data, constant], like=data, name=name)
+                self._clone.insert(data, behind=before)
+        self._replace_norm(norm, data)
 
-    def _put(self, node: ir.Node, index: int, value: ir.Value) -> None:
-        old = node.inputs[index]
-        if old is not None and old.is_initializer():
-            self._unused.append(old)
-        elif old is not None and (producer := old.producer()) is not None:
-            self._dead.append(producer)
-        node.replace_input_with(index, value)
+    def _batch_norm(self, edit: SetAffine, data: ir.Value, dtype: str, shape: tuple[int, ...]) -> ir.Value:
+        """BatchNormalization with mean 0, variance 1 and epsilon 0. Source: ONNX BatchNormalization-7 to -15."""
+        inputs = [data]
+        parts: tuple[tuple[Role, Expr], ...] = (("scale", edit.scale), ("shift", edit.shift))
+        for role, expr in parts:
+            array = np.broadcast_to(algebra.rounded(expr, dtype), shape).copy()
+            inputs.append(self._clone.initializer(f"{edit.norm.name}.{role}{FOLDED_SUFFIX}", array))
+            self._record(role, inputs[-1], edit.norm.name, expr, edit.norms)
+        inputs += [self._constant(dtype, 0.0, *shape), self._constant(dtype, 1.0, *shape)]
+        takes = self._clone.node(edit.norm.output)
+        name = f"{edit.norm.output}.reduced"
+        made = self._clone.operation("BatchNormalization", inputs, like=data, name=name, takes=takes)
+        made.producer().attributes["epsilon"] = ir.AttrFloat32("epsilon", 0.0)  # type: ignore[union-attr]
+        self._clone.insert(made, behind=data)
+        return made
 
-    def _initializer(self, name: str, array: Array) -> ir.Value:
-        fresh = self._fresh(name + FOLDED_SUFFIX)
-        tensor = ir.tensor(array, name=fresh)
-        value = ir.Value(name=fresh, shape=ir.Shape(array.shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
+    def add_constant(self, edit: AddConstant) -> None:
+        """A sum with a constant before all readers of a value."""
+        value = self._clone.value(edit.value)
+        dtype = self._known.get(edit.value, Known()).dtype or edit.like.weight.dtype
+        constant = self._stored(_sibling(edit.like.weight.name, "constant"), edit.constant, dtype)
+        self._record("constant", constant, edit.like.name, edit.constant, edit.norms)
+        self._add_behind(value, constant)
 
-    def _fresh(self, name: str) -> str:
-        candidate, count = name, 1
-        while candidate in self._taken:
-            count += 1
-            candidate = f"{name}.{count}"
-        self._taken.add(candidate)
-        return candidate
+    def set_slope(self, edit: SetSlope) -> None:
+        """A PReLU in place of an activation; of two slopes for the same one the later counts."""
+        carrier, weight = edit.carrier, edit.like.weight
+        known = self._known.get(carrier.inputs[0], Known())
+        shape = self._along(edit.axis, known.rank, carrier.label)
+        slope = self._stored(_sibling(weight.name, "slope"), edit.slope, known.dtype or weight.dtype, shape)
+        self._record("slope", slope, edit.like.name, edit.slope, edit.norms)
+        made = self._slopes.get(carrier.id)
+        if made is not None:
+            self._clone.put(made, 1, slope)
+            return
+        node = self._clone.node(carrier.id)
+        old = node.outputs[0]
+        inputs = [value for value in (node.inputs[0], slope) if value is not None]
+        new = self._clone.operation("PRelu", inputs, like=old, name=f"{carrier.id}.slope", takes=node)
+        self._clone.insert(new, behind=old)
+        self._clone.replace(old, new)
+        self._clone.drop(node)
+        self._slopes[carrier.id] = new.producer()  # type: ignore[assignment]
 
-    def _add_behind(self, node: ir.Node, bias: ir.Value) -> None:
-        output = node.outputs[0]
-        users = tuple(output.uses())
-        total = ir.Value(name=self._fresh(f"{output.name}.biased"), shape=output.shape, type=output.type)
-        name = self._fresh(f"{node.name or output.name}.bias")
-        added = ir.node("Add", inputs=[output, bias], outputs=[total], name=name)
-        node.append(added)
-        for user, index in users:
-            user.replace_input_with(index, total)
-        self._values[str(output.name)] = total
+    def finish(self) -> tuple[ir.Model, FoldMap]:
+        """The edited model and the fold map of those tensors that are still in it."""
+        if self._has_other_sizes:
+            self._clone.forget_shapes()
+        model = self._clone.finish()
+        return model, tuple(entry for entry in self._map if entry["tensor"] in model.graph.initializers)
+
+    @cached_property
+    def _known(self) -> dict[str, Known]:
+        """What shape inference knows of the source's values."""
+        return known_values(self._model)
+
+    def _replace_norm(self, norm: Norm, new: ir.Value) -> None:
+        source = self._clone.value(norm.input)
+        chain, last = [self._clone.node(name) for name in norm.nodes], self._clone.node(norm.output)
+        for node in chain:  # what reads a step's shape can read the input's
+            if node is not last:
+                self._clone.reroute(node.outputs[0], source, within=set(chain))
+            self._clone.drop(node)
+        self._clone.replace(last.outputs[0], new)
+
+    def _add_behind(self, value: ir.Value, constant: ir.Value) -> None:
+        producer = value.producer()
+        name = (producer.name if producer is not None else None) or str(value.name)
+        total = self._clone.operation("Add", [value, constant], like=value, name=f"{name}.bias")
+        self._clone.insert(total, behind=value)
+        self._clone.replace(value, total, but=total.producer())
+
+    def _stored(self, name: str, expr: Expr, dtype: str, shape: tuple[int, ...] | None = None) -> ir.Value:
+        array = algebra.rounded(expr, dtype)
+        return self._clone.initializer(name + FOLDED_SUFFIX, array if shape is None else array.reshape(shape))
+
+    def _constant(self, dtype: str, number: float, *shape: int) -> ir.Value:
+        """A constant with one number in every place; there is one of each kind in the model."""
+        key = (dtype, number, shape)
+        if key not in self._plain:
+            array = algebra.rounded(Given((number,), (1,) * len(shape)), dtype)
+            name = {0.0: "zeros", 1.0: "ones"}[number]
+            self._plain[key] = self._clone.initializer(name, np.broadcast_to(array, shape).copy())
+        return self._plain[key]
+
+    def _along(self, axis: int, rank: int | None, label: str) -> tuple[int, ...]:
+        """The shape of a vector that is broadcast along an axis of data of a rank."""
+        if rank is None:
+            raise FoldError(f"{label} is to get numbers along axis {axis}, but the rank of its data is not known")
+        return (-1, *(1,) * (rank - axis - 1))
+
+    def _record(self, role: Role, value: ir.Value, linear: str, expr: Expr, norms: Sequence[Norm]) -> None:
+        entry = {"tensor": value.name, "role": role, "linear": linear, "from": list(sources(expr))}
+        self._map.append({**entry, "norms": [norm.name for norm in norms]})
+
+
+def _set_window(node: ir.Node, window: Window, groups: int, kernel: Sequence[int]) -> None:
+    """Write a window out. Where it is padded at run time, auto_pad stays. Source: ONNX Conv-11, ConvTranspose-11."""
+    given: dict[str, Sequence[int]] = {
+        "kernel_shape": kernel, "strides": window.stride, "dilations": window.dilation,
+    }  # fmt: skip
+    if window.pads is not None:
+        node.attributes.pop("auto_pad", None)
+        node.attributes.pop("output_shape", None)
+        given["pads"] = [*(begin for begin, _ in window.pads), *(end for _, end in window.pads)]
+    if any(window.output_padding):
+        given["output_padding"] = window.output_padding
+    for name, sizes in given.items():
+        node.attributes[name] = ir.AttrInt64s(name, list(sizes))
+    node.attributes["group"] = ir.AttrInt64("group", groups)
 
 
 def _sibling(weight: str, role: str) -> str:
     """The name that a bias beside this weight would have: conv1.weight -> conv1.bias."""
     owner, _, last = weight.rpartition(".")
     return f"{owner}.{role}" if owner and last == "weight" else f"{weight}.{role}"
-
-
-def main_values(graph: ir.Graph) -> list[ir.Value]:
-    """The named values of a graph without those of its subgraphs, each once."""
-    values = [*graph.inputs, *graph.initializers.values(), *(value for node in graph for value in node.outputs)]
-    return [value for value in dict.fromkeys(values) if value.name]
-
-
-def _all_values(graph: ir.Graph) -> list[ir.Value]:
-    return [value for part in (graph, *graph.subgraphs()) for value in main_values(part)]
