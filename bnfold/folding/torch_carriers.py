@@ -32,7 +32,7 @@ from bnfold.folding.carriers import (
 )
 from bnfold.folding.torch_constants import Constants
 from bnfold.folding.torch_nodes import arguments
-from bnfold.folding.torch_tensors import FLOATS, fixed_size, integers
+from bnfold.folding.torch_tensors import FLOATS, dimensions, fixed_size, integers
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ def carrier(node: Node, constants: Constants) -> Stated | None:
     values = [item.meta.get("val") if isinstance(item, Node) else None for item in data]
     outputs = node.meta.get("val")
     after = outputs[0] if isinstance(outputs, list | tuple) and outputs else outputs
-    if not data or not isinstance(after, torch.Tensor) or after.dtype not in FLOATS or 0 in after.shape:
+    if not data or not isinstance(after, torch.Tensor) or after.dtype not in FLOATS or 0 in dimensions(after):
         return None
     if not all(isinstance(value, torch.Tensor) and value.dtype == after.dtype for value in values):
         return None
@@ -232,7 +232,8 @@ def _resize(spatial: int) -> _Rule:
         for value in (call.args.get(name) for name in names):
             factors.extend(value if isinstance(value, list | tuple) else [value])
         if all(factor is None or factor == 1.0 for factor in factors):
-            axes = tuple(axis for axis in axes if call.size(axis) is None or call.size(axis) != call.after.shape[axis])
+            before, after = dimensions(call.before), dimensions(call.after)
+            axes = tuple(axis for axis in axes if before[axis] != after[axis])
         return Resize(axes)
 
     return rule

@@ -204,7 +204,7 @@ class Clone:
             for spec, node in (*self._made, *self._specs)
         ]
         results: list[Any] = []
-        torch.utils._pytree.tree_map(results.append, list(self._output.args[0]))  # type: ignore[arg-type]
+        torch.utils._pytree.tree_map(results.append, list(self._output.args[0]))
         outputs = [
             OutputSpec(spec.kind, _renamed(spec.arg, node if isinstance(node, Node) else None), spec.target)
             for spec, node in zip(self._source.graph_signature.output_specs, results, strict=True)
@@ -248,14 +248,14 @@ def _recompute(node: Node) -> bool:
     try:
         new = _run(node)
     except Exception as problem:  # whatever an operator says of fake tensors; the graph itself is not run here
-        if str(node.target) != "aten.view.default":
-            _log.debug("the shape behind %s is not known: %s", node.name, problem)
-            return False
-        node.target = torch.ops.aten.reshape.default
-        new = _run(node)
+        if str(node.target) == "aten.view.default":
+            node.target = torch.ops.aten.reshape.default
+            return _recompute(node)
+        _log.debug("the shape behind %s is not known: %s", node.name, problem)
+        return False
     node.meta["val"] = new
     node.meta.pop("tensor_meta", None)
-    return _layout(old) != _layout(new)
+    return bool(_layout(old) != _layout(new))
 
 
 def _run(node: Node) -> Any:

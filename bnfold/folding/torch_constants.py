@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
 
-from bnfold.folding.expressions import ZERO, Expr, Leaf, Op, Scalar, Tensor, View, div, mul, shape_of, sqrt
+from bnfold.folding.expressions import ZERO, Expr, Leaf, Op, Scalar, Tensor, View, div, mul, shape_of, sqrt, view
 from bnfold.folding.torch_tensors import (
     FLOATS,
     fixed_size,
@@ -157,7 +157,7 @@ class Constants:
             return constant.expr, False
         if name in _VIEWS or (name == "aten.slice.Tensor" and static_shape(node) == static_shape(of)):
             shape, inner = static_shape(node), self.expr(of)
-            return (View(inner, shape) if inner is not None and shape is not None else None), False
+            return (view(inner, shape) if inner is not None and shape is not None else None), False
         return self._arithmetic(node, name), False
 
     def _turned(self, node: Node, of: Node) -> tuple[Expr | None, bool]:
@@ -174,7 +174,7 @@ class Constants:
             is_back = len(before) == 2 and after == shape_of(constant.expr) and before == after[::-1]
             return (constant.expr, False) if is_back and _swaps(node) else (None, False)
         if is_order_kept:
-            return View(constant.expr, after), False
+            return view(constant.expr, after), False
         if len(before) == 2 and isinstance(constant.expr, Leaf) and _swaps(node):
             return constant.expr, True
         return None, False

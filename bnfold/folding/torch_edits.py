@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -141,7 +142,9 @@ class _Editor:
     def _is_own_bias(self, given: Node, edit: SetWeights) -> bool:
         """True for a stored bias over the channels that the linear has to itself."""
         target = self._clone.target(given)
-        return bool(target) and len(given.users) == 1 and list(self._clone.tensor(target).shape) == [edit.linear.channels]
+        return (
+            bool(target) and len(given.users) == 1 and list(self._clone.tensor(target).shape) == [edit.linear.channels]
+        )
 
     def _set_window(self, node: Node, edit: SetWeights, window: Window) -> None:
         """Rewrite stride, padding, dilation and groups; uneven padding becomes a pad in front."""
@@ -151,7 +154,9 @@ class _Editor:
         given = arguments(node)
         if any(begin != end for begin, end in pads):
             if str(node.target) in TRANSPOSED or given.get("transposed"):
-                raise FoldError(f"{edit.linear.label} is to have uneven padding, which torch has not; please report this")
+                raise FoldError(
+                    f"{edit.linear.label} is to have uneven padding, which torch has not; please report this"
+                )
             widths = [width for pair in reversed(pads) for width in pair]
             padded = self._clone.call_before(node, aten.constant_pad_nd.default, node.args[0], widths, 0.0)
             given["input"], pads = padded, ((0, 0),) * len(pads)
@@ -265,7 +270,7 @@ class _Editor:
     def _constant(self, name: str, expr: Expr, data: Node, shape: list[int]) -> Node:
         """A new parameter in the dtype of the data."""
         value = data.meta["val"]
-        array = algebra.rounded(expr, FLOATS[value.dtype]).reshape(shape)
+        array = np.asarray(algebra.rounded(expr, FLOATS[value.dtype])).reshape(shape)
         tensors = [self._clone.known(tensor.name) for tensor in leaves(expr)]
         trains = any(tensor is not None and tensor.requires_grad for tensor in tensors)
         return self._clone.parameter(name, array, like=torch.empty(0, device=value.device), trains=trains)

@@ -149,7 +149,7 @@ class _Reading:
         yield from self._out_of_reach(node)
 
     def _is_intact(self, node: Node) -> bool:
-        """False where the graph writes in place to what a node reads or writes: its values then hold for a time only."""
+        """False where the graph writes in place to what a node reads or writes: that holds for a time only."""
         inputs = [item for item in node.all_input_nodes if not self.constants.get(item)]
         return not any(self.constants.is_written(item) for item in (node, *inputs))
 
@@ -173,7 +173,9 @@ class _Reading:
             if first is not user:
                 self.alias[user] = first
         self.items.update(user for user in node.users)
-        count = len(rule.sizes) if isinstance(rule, Split) else 2 if isinstance(rule, Pool) and rule.gives_indices else 1
+        count = (
+            len(rule.sizes) if isinstance(rule, Split) else 2 if isinstance(rule, Pool) and rule.gives_indices else 1
+        )
         return tuple(items[at].name if at in items else f"{node.name}:{at}" for at in range(count))
 
     def _norm(self, node: Node) -> Norm | None:

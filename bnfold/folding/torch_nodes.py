@@ -11,7 +11,7 @@ from torch.fx import Node
 
 from bnfold.folding import facts
 from bnfold.folding.carriers import Window
-from bnfold.folding.expressions import ONE, ZERO, Expr, Leaf, Scalar, Tensor, View, leaves, shape_of
+from bnfold.folding.expressions import ONE, ZERO, Expr, Leaf, Scalar, Tensor, leaves, shape_of, view
 from bnfold.folding.facts import (
     ELEMENTWISE,
     Linear,
@@ -26,12 +26,13 @@ from bnfold.folding.facts import (
     parent_name,
 )
 from bnfold.folding.torch_constants import BINARY, Constants, dtype_of, scaled
-from bnfold.folding.torch_tensors import FLOATS, fixed_size, integers, is_exact, is_inplace
+from bnfold.folding.torch_tensors import FLOATS, dimensions, fixed_size, integers, is_exact, is_inplace
 
 # Spatial axes by operator; None: as many as its weight has beyond two.
 CONVS: dict[str, int | None] = {
     **{f"aten.conv{n}d.{kind}": n for n in (1, 2, 3) for kind in ("default", "padding")},
-    **{"aten.convolution.default": None, "aten._convolution.default": None},
+    "aten.convolution.default": None,
+    "aten._convolution.default": None,
 }
 TRANSPOSED: dict[str, int | None] = {
     "aten.conv_transpose1d.default": 1, "aten.conv_transpose2d.input": 2, "aten.conv_transpose3d.input": 3,
@@ -226,7 +227,7 @@ class Reader:
         if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
             return None
         # A wider constant would promote the activation, a larger one would broadcast it.
-        if before.dtype not in FLOATS or after.dtype != before.dtype or before.shape != after.shape:
+        if before.dtype not in FLOATS or after.dtype != before.dtype or dimensions(before) != dimensions(after):
             return None
         if not all(is_exact(dtype_of(item), before.dtype) for item in node.all_input_nodes):
             return None
@@ -234,7 +235,7 @@ class Reader:
         if axis == "none":
             return None
         if not isinstance(by, Scalar):
-            by = View(by, (math.prod(shape_of(by)),) if isinstance(axis, int) else ())
+            by = view(by, (math.prod(shape_of(by)),) if isinstance(axis, int) else ())
         scale, shift = affine_step(kind, by)
         return Norm(
             id=node.name, name=parent_name(leaves(by)) or node.name, kind=ELEMENTWISE, input=self._root(data),
