@@ -1,18 +1,44 @@
-"""What became of each norm: rows, counts, a table, JSON."""
+"""What became of each norm: rows, counts, numbers, a table, JSON."""
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, TypeAlias
 
 from bnfold.errors import FoldError
+from bnfold.folding.table import Paint, draw, paragraph
 
 Outcome: TypeAlias = Literal["folded", "reduced", "kept", "refused"]
 OUTCOMES: tuple[Outcome, ...] = ("folded", "reduced", "kept", "refused")
 
-_WIDTH = 110
+
+@dataclass(frozen=True)
+class NormNumbers:
+    """What a fold does to the numbers of one norm; `bnfold.folding.numbers` has the formulas.
+
+    max_scale: the largest |a| of `y = a * x + b`. eps_share: the largest share of eps in variance + eps, from 0 to 1.
+    amplification: how many times larger the terms of the shift are than the shift, at worst. None: not known.
+    """
+
+    max_scale: float | None = None
+    eps_share: float | None = None
+    amplification: float | None = None
+
+
+@dataclass(frozen=True)
+class ErrorBound:
+    """How far rounding a folded linear once moves its outputs, per output channel, for inputs with |x| <= `x`.
+
+    norms: the names of those that went in. channels: (O,), rounded up to three digits; `largest` is the largest.
+    """
+
+    linear: str
+    dtype: str
+    norms: tuple[str, ...]
+    x: float
+    largest: float
+    channels: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -21,7 +47,8 @@ class NormOutcome:
 
     outcome: `folded` (gone, nothing left of it), `reduced` (a smaller remainder stays), `kept` (correct, but nothing
     may absorb it), `refused` (not a fixed, finite affine map). reason: a stable upper-case code, empty when folded.
-    target: the linear that absorbed it, empty otherwise. detail: one sentence for a person.
+    target: the linears that absorbed it, empty otherwise. detail: one sentence for a person. needs: what it would
+    take to fold the rest of it, empty when folded. where: between which nodes it stands.
     """
 
     name: str
@@ -31,11 +58,13 @@ class NormOutcome:
     target: str
     detail: str
     needs: str = ""
+    where: str = ""
+    numbers: NormNumbers | None = None
 
 
 @dataclass(frozen=True)
 class Declined:
-    """A move that is exact, and was not made because of what it costs."""
+    """A move that is exact, and was not made because of what it costs. norm: the name of the norm it would move."""
 
     move: str
     norm: str
@@ -44,12 +73,16 @@ class Declined:
 
 @dataclass(frozen=True)
 class FoldReport:
-    """One row for every norm that was found, in graph order."""
+    """One row for every norm that was found, in graph order.
+
+    moves, keep: as they were asked for. bounds: of the linears that took norms in, where they were computed.
+    """
 
     norms: tuple[NormOutcome, ...]
     moves: str | tuple[str, ...] = "default"
     keep: tuple[str, ...] = ()
     declined: tuple[Declined, ...] = ()
+    bounds: tuple[ErrorBound, ...] = ()
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -63,30 +96,48 @@ class FoldReport:
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON-ready values; `from_dict` reads it back."""
-        return {"counts": dict(self.counts), "norms": [asdict(row) for row in self.norms]}
+        return {
+            "counts": dict(self.counts),
+            "moves": self.moves if isinstance(self.moves, str) else list(self.moves),
+            "keep": list(self.keep),
+            "norms": [asdict(row) for row in self.norms],
+            "declined": [asdict(row) for row in self.declined],
+            "bounds": [
+                {**asdict(row), "norms": list(row.norms), "channels": list(row.channels)} for row in self.bounds
+            ],
+        }
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> FoldReport:
-        """Read what `to_dict` wrote. Raises FoldError on anything else."""
+        """Read what `to_dict` wrote, also that of earlier releases, with fewer keys. Raises FoldError otherwise."""
         try:
-            rows = tuple(NormOutcome(**row) for row in document["norms"])
-        except (KeyError, TypeError) as problem:
+            moves = document.get("moves", "default")
+            return FoldReport(
+                norms=tuple(_outcome(row) for row in document["norms"]),
+                moves=moves if isinstance(moves, str) else tuple(moves),
+                keep=tuple(document.get("keep", ())),
+                declined=tuple(Declined(**row) for row in document.get("declined", ())),
+                bounds=tuple(_bound(row) for row in document.get("bounds", ())),
+            )
+        except (AttributeError, KeyError, TypeError) as problem:
             raise FoldError(f"the fold report has a row that is not of its schema ({problem}); fold again") from None
-        return FoldReport(rows)
 
-    def to_table(self) -> str:
-        """The report as text, one line a norm and, below it, why it is not folded."""
+    def to_table(self, *, width: int | None = None, paint: Paint | None = None) -> str:
+        """The report as text, for a terminal of `width` columns; `paint` colours a text by a word for its meaning."""
         if not self.norms:
             return "no norm found"
-        heads = ("norm", "kind", "outcome", "into / reason")
-        rows = [(row.name, row.kind, row.outcome, row.target or row.reason) for row in self.norms]
-        widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
-        lines = [_line(heads, widths), _line(tuple("-" * width for width in widths), widths)]
-        for row, cells in zip(self.norms, rows, strict=True):
-            lines.append(_line(cells, widths))
-            if row.outcome != "folded":
-                lines += textwrap.wrap(row.detail, _WIDTH, initial_indent="    ", subsequent_indent="    ")
-        return "\n".join([*lines, "", self.summary()])
+        heads = ("norm", "where", "outcome", "why, and what it would take")
+        rows = [((row.name, _place(row), row.outcome, _why(row)), row.outcome) for row in self.norms]
+        parts = [draw(heads, rows, width=width, paint=paint)]
+        notes = [paragraph(f"declined: {note}", width=width) for note in self.declined_notes()]
+        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), self.summary()])
+
+    def declined_notes(self) -> tuple[str, ...]:
+        """What the cost guard declined, one sentence a move."""
+        moves: dict[tuple[str, str], list[str]] = {}
+        for row in self.declined:
+            moves.setdefault((row.move, row.detail), []).append(row.norm)
+        return tuple(f"{move} for {_listed(norms)}: {detail}" for (move, detail), norms in moves.items())
 
     def summary(self) -> str:
         """The counts in one line."""
@@ -95,5 +146,26 @@ class FoldReport:
         return f"{total} norm{'s' if total != 1 else ''} found: {counted}" if total else "no norm found"
 
 
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
+def _place(row: NormOutcome) -> str:
+    return f"into {row.target}" if row.target else row.where
+
+
+def _why(row: NormOutcome) -> str:
+    if row.outcome == "folded":
+        return ""
+    needs = f"\nwould take: {row.needs}" if row.needs else ""
+    return f"{row.detail} [{row.reason}]{needs}"
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(f"'{name}'" for name in names[:3]) + more
+
+
+def _outcome(row: Mapping[str, Any]) -> NormOutcome:
+    numbers = row.get("numbers")
+    return NormOutcome(**{**row, "numbers": None if numbers is None else NormNumbers(**numbers)})
+
+
+def _bound(row: Mapping[str, Any]) -> ErrorBound:
+    return ErrorBound(**{**row, "norms": tuple(row["norms"]), "channels": tuple(row["channels"])})
