@@ -29,6 +29,11 @@ class AffineMap:
         return self.scale == ONE and self.shift == ZERO
 
     @property
+    def is_nothing(self) -> bool:
+        """True when the map does nothing, however it is written."""
+        return is_one(self.scale) and is_zero(self.shift)
+
+    @property
     def axes(self) -> frozenset[int]:
         """The axes along which the map varies."""
         return axes_of(self.scale) | axes_of(self.shift)
