@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 
 from bnfold.folding.bench import Bench
-from bnfold.folding.facts import Norm, Reason
+from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Norm, Reason
 from bnfold.folding.moves import MOVES
+from bnfold.folding.numbers import numbers_of
+from bnfold.folding.remedies import remedy
 from bnfold.folding.report import Declined, FoldReport, NormOutcome
 
 # Reasons that say no more than that there is nothing to fold into; another reason tells a person more.
@@ -36,13 +39,19 @@ def _declined(bench: Bench, more: Bench, norms: Sequence[Norm]) -> Iterator[Decl
 
 
 def _row(bench: Bench, norm: Norm, helped_by: str) -> NormOutcome:
-    needs = f"--moves all ({helped_by})" if helped_by else ""
+    row = dataclasses.replace(_outcome(bench, norm), where=_where(bench.graph, norm), numbers=numbers_of(norm))
+    if row.outcome == "folded":
+        return row
+    return dataclasses.replace(row, needs=f"--moves all ({helped_by})" if helped_by else remedy(row.reason))
+
+
+def _outcome(bench: Bench, norm: Norm) -> NormOutcome:
     if norm.id in bench.reduced:
         into = _labels(bench, bench.reduced[norm.id])
         why = _best(bench.why.get(norm.id, [])) or Reason("PAD_SHIFT", "its shift cannot pass")
         detail = f"its scale went into {into}, an addition stays for its shift: {why.detail}"
         names = _names(bench, bench.reduced[norm.id])
-        return NormOutcome(norm.name, norm.kind, "reduced", why.code, names, detail, needs=needs)
+        return NormOutcome(norm.name, norm.kind, "reduced", why.code, names, detail)
     if norm.id in bench.fate:
         ids = list(_final(bench, norm.id))
         names = _names(bench, ids)
@@ -51,7 +60,19 @@ def _row(bench: Bench, norm: Norm, helped_by: str) -> NormOutcome:
     if reason is None:
         reason = Reason("MOVE_NOT_CHOSEN", "it could be folded, but the moves that were chosen leave it")
     outcome = "refused" if norm.refusal else "kept"
-    return NormOutcome(norm.name, norm.kind, outcome, reason.code, "", reason.detail, needs=needs)  # type: ignore[arg-type]
+    return NormOutcome(norm.name, norm.kind, outcome, reason.code, "", reason.detail)  # type: ignore[arg-type]
+
+
+def _where(graph: Graph, norm: Norm) -> str:
+    """Between which nodes of the source a norm stands; '' for one out of reach."""
+    before = graph.producers.get(norm.input)
+    if before is None and norm.input not in graph.inputs:
+        return ""
+    readers = list(dict.fromkeys(graph.readers.get(norm.output, ())))
+    behind = "" if not readers else "an output" if readers[0] == GRAPH_OUTPUT else graph.by_id[readers[0]].label
+    more = f" and {len(readers) - 1} more" if len(readers) > 1 else ""
+    start = "behind " + (before.label if before else f"input '{norm.input}'")
+    return f"{start}, before {behind}{more}" if behind else start
 
 
 def _best(reasons: Sequence[Reason]) -> Reason | None:
