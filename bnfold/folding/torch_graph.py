@@ -28,7 +28,7 @@ from bnfold.folding.torch_edits import carry_out
 from bnfold.folding.torch_modules import fold_copy, graph_module
 from bnfold.folding.torch_nodes import METADATA, NORMS, Reader, arguments, operator_of
 from bnfold.folding.torch_tensors import dimensions
-from bnfold.folding.torch_trace import trace_module, without_inplace
+from bnfold.folding.torch_trace import plainly_written, trace_module
 
 FoldMap: TypeAlias = tuple[dict[str, Any], ...]
 
@@ -78,7 +78,7 @@ def fold_program(
 
     Raises FoldError for moves or norms to keep that are not known.
     """
-    program = without_inplace(program)
+    program = plainly_written(program)
     made = make_plan(read_program(program), keep=keep, moves=moves)
     edited, fold_map = carry_out(program, made.edits, own_storage=True)
     return edited, made.report, fold_map
@@ -86,7 +86,7 @@ def fold_program(
 
 def plan_program(program: ExportedProgram, *, keep: Sequence[str] = (), moves: str | Sequence[str] = "default") -> Plan:
     """What would be folded, and why the rest would not."""
-    return make_plan(read_program(without_inplace(program)), keep=keep, moves=moves)
+    return make_plan(read_program(plainly_written(program)), keep=keep, moves=moves)
 
 
 def read_program(program: ExportedProgram) -> Graph:

@@ -21,6 +21,7 @@ from bnfold.errors import FoldError
 from bnfold.folding.torch_tensors import fixed_size, is_inplace
 
 _log = logging.getLogger(__name__)
+_BY_EXAMPLE = {"aten.view_as.default", "aten.reshape_as.default", "aten.expand_as.default"}
 _LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -62,12 +63,13 @@ def trace_module(
     ) from first
 
 
-def without_inplace(program: ExportedProgram) -> ExportedProgram:
-    """The program with nothing written in place, where that can be had; itself where nothing is.
+def plainly_written(program: ExportedProgram) -> ExportedProgram:
+    """The program with nothing written in place and every size as a number, where that can be had.
 
-    A norm written in place (`x -= mean`), ReLU(inplace=True) and the like are facts only after functionalisation.
+    A norm written in place (`x -= mean`), ReLU(inplace=True) and the like are facts only after functionalisation; it
+    also puts sizes in place of the tensor that `reshape_as` reads for its shape. A program without such is given back.
     """
-    if not any(is_inplace(node) for node in program.graph.nodes):
+    if not any(is_inplace(node) or str(node.target) in _BY_EXAMPLE for node in program.graph.nodes):
         return program
     try:
         return functional(program)
@@ -106,7 +108,7 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
 def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
     with quiet(), torch.no_grad():
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
-        return without_inplace(program)
+        return plainly_written(program)
 
 
 def _attempts(

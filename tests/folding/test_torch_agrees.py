@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch_networks import CASES, fold_case
+from torch_carrier_networks import ALL, fold_case
 
 from bnfold.export.onnx_model import translate
 from bnfold.folding import onnx_graph
@@ -28,11 +28,11 @@ def is_owned(row: NormOutcome, module: torch.nn.Module) -> bool:
     return row.name.partition("#")[0] in dict(module.named_modules())
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 @pytest.mark.filterwarnings("ignore:.*is deprecated:FutureWarning")
 def test_both_doors_say_the_same_of_every_norm(name: str, caplog: Any) -> None:
     caplog.set_level("CRITICAL")  # shape inference of onnx does not know bfloat16 convolutions
-    case = CASES[name]
+    case = ALL[name]
     module, ours = fold_case(name).module, fold_case(name).report.norms
     theirs = onnx_graph.plan(translate(module, case.inputs())).report.norms
     assert [row.outcome for row in ours] == [row.outcome for row in theirs]
@@ -50,7 +50,7 @@ def test_the_comparison_of_doors_can_fail() -> None:
 
 @pytest.mark.parametrize("name", ["written by hand", "frozen", "expanded", "written with a reciprocal root"])
 def test_a_norm_written_by_hand_leaves_nothing_behind_through_both_doors(name: str) -> None:
-    case = CASES[name]
+    case = ALL[name]
     fold = fold_case(name)
     assert inspect_module(fold.folded, case.inputs()).norms == ()
     model, report, _ = onnx_graph.fold(translate(fold.module, case.inputs()))

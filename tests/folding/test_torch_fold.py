@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
-from torch_networks import CASES, Case, as_good, digest, fold_case, randomised, storages
+from torch_carrier_networks import ALL, ALL_MOVES, fold_case
+from torch_networks import CASES, Case, as_good, digest, randomised, storages
 
 from bnfold.errors import FoldError
 from bnfold.folding.torch_graph import fold_module, inspect_module
@@ -14,9 +17,9 @@ def _seeded() -> None:
     torch.manual_seed(0)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", ALL)
 def test_folds_what_can_be_folded_and_keeps_the_outputs(name: str) -> None:
-    case = CASES[name]
+    case = ALL[name]
     fold = fold_case(name)
     module, folded, report = fold.module, fold.folded, fold.report
     assert tuple((row.outcome, row.reason) for row in report.norms) == case.rows
@@ -25,12 +28,32 @@ def test_folds_what_can_be_folded_and_keeps_the_outputs(name: str) -> None:
     assert (type(folded) is type(module)) == case.whole
     assert digest(module) == fold.before
     assert not storages(folded) & storages(module)
-    linears = {row.target for row in report.norms if row.outcome == "folded"}
-    assert sorted(entry["role"] for entry in fold.fold_map) == sorted(["weight", "bias"] * len({*linears}))
+    check_map(fold.fold_map, folded, module, case.dtype)
+    assert any(row.outcome == "folded" for row in report.norms) == bool(fold.fold_map)
+
+
+@pytest.mark.parametrize("name", ALL_MOVES)
+def test_folds_and_reduces_more_where_every_move_is_allowed(name: str) -> None:
+    case = ALL[name]
+    module = case.module()
+    folded, report, fold_map = fold_module(module, case.inputs(), moves="all")
+    assert [(row.outcome, row.reason) for row in report.norms] == [ALL_MOVES[name]]
+    for batch in (1, 2, 5):
+        assert as_good(folded, module, case.inputs(batch))
+    assert isinstance(folded, torch.fx.GraphModule)
+    check_map(fold_map, folded, module, case.dtype)
+
+
+def check_map(
+    fold_map: tuple[dict[str, Any], ...], folded: nn.Module, module: nn.Module, dtype: torch.dtype
+) -> None:
     state = folded.state_dict()
-    for entry in fold.fold_map:
-        assert state[entry["tensor"]].dtype == case.dtype
-        assert set(entry["from"]) <= set(module.state_dict())
+    known = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
+    for entry in fold_map:
+        assert state[entry["tensor"]].dtype == dtype
+        assert set(entry["from"]) <= set(known)
+        assert entry["role"] in ("weight", "bias", "scale", "shift", "constant", "slope")
+    assert len({entry["tensor"] for entry in fold_map}) == len(fold_map)
 
 
 def test_the_check_of_outputs_notices_one_wrong_channel() -> None:
@@ -86,7 +109,7 @@ def test_takes_no_network_that_goes_another_way_for_a_batch_of_one(rows: int) ->
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             y = self.conv(x)
-            return self.bn(y) if x.shape[0] > 1 else self.bn(y) + y
+            return self.bn(y) if x.shape[0] > 1 else self.bn(torch.sigmoid(y))
 
     x = (torch.randn(rows, 3, 6, 6),)
     module = randomised(Residual()).eval()

@@ -14,7 +14,7 @@ from bnfold.folding import algebra
 from bnfold.folding.facts import ELEMENTWISE, Linear, Norm, Opaque
 from bnfold.folding.torch_graph import read_program
 from bnfold.folding.torch_tensors import to_numpy, to_torch
-from bnfold.folding.torch_trace import trace_module, without_inplace
+from bnfold.folding.torch_trace import plainly_written, trace_module
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def in_place(m: Steps, y: torch.Tensor) -> torch.Tensor:
 def test_takes_no_constant_that_a_program_writes_to_in_place_where_that_is_left() -> None:
     program = torch.export.export(Steps(in_place).eval(), (X,))
     assert read_program(program).norms == ()
-    assert len(read_program(without_inplace(program)).norms) == 1
+    assert len(read_program(plainly_written(program)).norms) == 1
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,7 @@ def test_lists_norms_inside_branches_and_leaves_them_alone() -> None:
     x = (torch.randn(4, 3),)
     program = torch.export.export(module, x)
     folded, report, _ = fold_program(program)
-    assert [row.reason for row in report.norms] == ["INSIDE_SUBGRAPH", "SHARED_WEIGHT"]
+    assert [row.reason for row in report.norms] == ["INSIDE_SUBGRAPH", "COSTS_MORE"]
     assert as_good(folded.module(), module, x)
 
 

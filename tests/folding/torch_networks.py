@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -23,7 +22,10 @@ Row = tuple[str, str]
 
 @dataclass(frozen=True)
 class Case:
-    """rows: outcome and reason of each norm, in graph order; whole: True where a copy of the module can be given."""
+    """rows: outcome and reason of each norm, in graph order; whole: True where a copy of the module can be given.
+
+    positive: no scale is below zero.
+    """
 
     build: Callable[[], nn.Module]
     shape: tuple[int, ...]
@@ -31,10 +33,16 @@ class Case:
     whole: bool = True
     dtype: torch.dtype = torch.float32
     more: tuple[tuple[int, ...], ...] = field(default=())
+    positive: bool = False
 
     def module(self, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
-        return randomised(self.build()).to(self.dtype).eval()
+        module = randomised(self.build())
+        if self.positive:
+            for inner in module.modules():
+                if hasattr(inner, "running_mean"):
+                    inner.weight.data.abs_()
+        return module.to(self.dtype).eval()
 
     def inputs(self, batch: int = 2, seed: int = 1) -> tuple[torch.Tensor, ...]:
         generator = torch.Generator().manual_seed(seed)
@@ -80,8 +88,13 @@ def distance(module: nn.Module, inputs: tuple[torch.Tensor, ...], wanted: list[t
 
 
 def as_good(folded: nn.Module, unfolded: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
-    """True when folding has lost no accuracy: the float64 run of the unfolded network is the truth."""
+    """True when folding has lost no accuracy: the float64 run of the unfolded network is the truth.
+
+    In float64 itself that run has errors of its own: sums in another order may differ by some units.
+    """
     wanted = truth(unfolded, inputs)
+    if inputs[0].dtype == torch.float64:
+        return distance(folded, inputs, wanted) <= 1e-12
     unit = torch.finfo(inputs[0].dtype).eps
     return distance(folded, inputs, wanted) <= 2 * distance(unfolded, inputs, wanted) + 2 * unit
 
@@ -111,11 +124,10 @@ class Folded:
     fold_map: tuple[dict[str, Any], ...]
 
 
-@functools.cache
-def fold_case(name: str) -> Folded:
-    module = CASES[name].module()
+def folded_case(case: Case) -> Folded:
+    module = case.module()
     before = digest(module)
-    return Folded(module, before, *fold_module(module, CASES[name].inputs()))
+    return Folded(module, before, *fold_module(module, case.inputs()))
 
 
 class Written(nn.Module):
@@ -253,8 +265,8 @@ def _masked() -> nn.Module:
     return nn.Sequential(Masked(), nn.BatchNorm2d(4))
 
 
-NO_LINEAR, OTHER, AXIS = (("kept", code) for code in ("NO_LINEAR_BEFORE", "OTHER_READER", "AXIS_MISMATCH"))
-SHARED, COMPUTED = (("kept", code) for code in ("SHARED_WEIGHT", "COMPUTED_WEIGHT"))
+NONLINEAR, OTHER, AXIS = (("kept", code) for code in ("NONLINEAR", "OTHER_READER", "AXIS_MISMATCH"))
+COSTS_MORE, COMPUTED = (("kept", code) for code in ("COSTS_MORE", "COMPUTED_WEIGHT"))
 UNTRACKED = ("refused", "NO_RUNNING_STATS")
 
 CASES: dict[str, Case] = {
@@ -300,8 +312,8 @@ CASES: dict[str, Case] = {
     "norm without statistics": Case(
         chain(conv(3, 4, 1), norm(4, track_running_stats=False)), (3, 4, 4), (UNTRACKED,)
     ),
-    "norm first": Case(chain(norm(3), conv(3, 4, 3)), (3, 6, 6), (NO_LINEAR,)),
-    "norm behind an activation": Case(chain(conv(3, 4, 3), nn.ReLU, norm(4)), (3, 6, 6), (NO_LINEAR,)),
+    "norm first": Case(chain(norm(3), conv(3, 4, 3)), (3, 6, 6), (FOLDED,)),
+    "norm behind an activation": Case(chain(conv(3, 4, 3), nn.ReLU, norm(4)), (3, 6, 6), (NONLINEAR,)),
     "two norms": Case(chain(conv(3, 4, 3), norm(4), norm(4)), (3, 6, 6), (FOLDED, FOLDED)),
     "written by hand": Case(
         chain(conv(3, 4, 3, bias=False), lambda: Written(4), nn.ReLU, conv(4, 5, 1), lambda: Written(5)),
@@ -319,7 +331,8 @@ CASES: dict[str, Case] = {
         chain(conv(3, 4, 3), nn.Dropout2d, nn.Identity, norm(4), nn.Dropout), (3, 6, 6), (FOLDED,)
     ),
     "output read twice": Case(
-        wired(lambda m, x: (y := m.conv(x), m.bn(y) + y)[1], conv=conv(3, 4, 3), bn=norm(4)), (3, 6, 6), (OTHER,)
+        wired(lambda m, x: (y := m.conv(x), m.bn(y) + y)[1], conv=conv(3, 4, 3), bn=norm(4)),
+        (3, 6, 6), (FOLDED,), whole=False,
     ),
     "output given out": Case(
         wired(lambda m, x: (y := m.conv(x), {"normed": m.bn(y), "raw": y})[1], conv=conv(3, 4, 3), bn=norm(4)),
@@ -331,24 +344,24 @@ CASES: dict[str, Case] = {
     ),
     "conv called twice": Case(
         wired(lambda m, x: m.bn(m.conv(torch.relu(m.conv(x)))), conv=conv(3, 3, 3, padding=1), bn=norm(3)),
-        (3, 6, 6), (SHARED,),
+        (3, 6, 6), (COSTS_MORE,),
     ),
     "one norm behind two convs": Case(
         wired(lambda m, x: m.bn(m.a(x)) + m.bn(m.b(x)), a=conv(3, 4, 3), b=conv(3, 4, 3), bn=norm(4)),
-        (3, 6, 6), (FOLDED, FOLDED),
+        (3, 6, 6), (FOLDED, FOLDED), whole=False,
     ),
     "one norm behind two convs, one of them read twice": Case(
         wired(
             lambda m, x: (y := m.b(x), m.bn(m.a(x)) + m.bn(y) + y)[1],
             a=conv(3, 4, 3), b=conv(3, 4, 3), bn=norm(4),
         ),
-        (3, 6, 6), (FOLDED, OTHER), whole=False,
+        (3, 6, 6), (FOLDED, FOLDED), whole=False,
     ),
     "written in place": Case(
         chain(norm(3), conv(3, 4, 3), lambda: InPlace(4), lambda: nn.ReLU(inplace=True), nn.Dropout),
-        (3, 6, 6), (NO_LINEAR, FOLDED),
+        (3, 6, 6), (FOLDED, FOLDED),
     ),
-    "tied weights": Case(_tied, (3, 6, 6), (SHARED, SHARED)),
+    "tied weights": Case(_tied, (3, 6, 6), (FOLDED, FOLDED), whole=False),
     "masked weight": Case(_masked, (3, 6, 6), (COMPUTED,)),
     "factor over the width, as wide as channels": Case(_scaled((1, 1, 1, 4), conv(3, 4, 3)), (3, 6, 6), (AXIS,)),
     "factor over the channels": Case(
