@@ -22,9 +22,10 @@ from bnfold.folding.expressions import ONE, ZERO
 from bnfold.folding.facts import Carrier, Dim, Graph, Norm, Opaque, Reason
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
-from bnfold.folding.torch_carriers import carrier, is_whole
+from bnfold.folding.torch_carriers import carrier
 from bnfold.folding.torch_constants import CASTS, SAME, Constants, dtype_of
 from bnfold.folding.torch_edits import carry_out
+from bnfold.folding.torch_layout import is_whole
 from bnfold.folding.torch_modules import fold_copy, graph_module
 from bnfold.folding.torch_nodes import METADATA, NORMS, Reader, arguments, operator_of
 from bnfold.folding.torch_tensors import dimensions

@@ -44,9 +44,7 @@ def test_folds_and_reduces_more_where_every_move_is_allowed(name: str) -> None:
     check_map(fold_map, folded, module, case.dtype)
 
 
-def check_map(
-    fold_map: tuple[dict[str, Any], ...], folded: nn.Module, module: nn.Module, dtype: torch.dtype
-) -> None:
+def check_map(fold_map: tuple[dict[str, Any], ...], folded: nn.Module, module: nn.Module, dtype: torch.dtype) -> None:
     state = folded.state_dict()
     known = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
     for entry in fold_map:

@@ -215,9 +215,7 @@ NEGATIVE, COUNTED, PAD_VALUE, PAD_SHIFT = (
 
 # What is not folded by the default moves, and why.
 ROWS_BEHIND = {
-    **dict.fromkeys(
-        ("max pool", "padded max pool", "max pool with its indices read", "largest over space"), NEGATIVE
-    ),
+    **dict.fromkeys(("max pool", "padded max pool", "max pool with its indices read", "largest over space"), NEGATIVE),
     **dict.fromkeys(("padded average pool", "average pool with a divisor"), COUNTED),
     **dict.fromkeys(("relu", "leaky relu", "gelu"), NONLINEAR),
     "pixel unshuffle": AXIS,
