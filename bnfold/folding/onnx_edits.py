@@ -7,7 +7,8 @@ removed with them; everything else stays as it is, names of graph inputs and out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -18,17 +19,43 @@ from bnfold.errors import FoldError
 from bnfold.folding import algebra
 from bnfold.folding.carriers import Window
 from bnfold.folding.edits import AddConstant, Bypass, Edit, Redirect, SetAffine, SetSlope, SetWeights, sources
-from bnfold.folding.expressions import ONE, ZERO, Expr, Given
+from bnfold.folding.expressions import ONE, ZERO, Array, Expr, Given
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_clone import Clone, clone_of, main_values, unlist_constants
 from bnfold.folding.onnx_shapes import Known, known_values
 
-__all__ = ["FOLDED_SUFFIX", "FoldMap", "apply", "carry_out", "clone_of", "main_values", "unlist_constants"]
+__all__ = [
+    "FOLDED_SUFFIX", "FoldMap", "NewTensor", "apply", "carry_out", "clone_of", "fold_map_of", "main_values", "replay",
+    "unlist_constants",
+]  # fmt: skip
 
 FOLDED_SUFFIX = ".folded"
 
 FoldMap: TypeAlias = tuple[dict[str, Any], ...]
 Role: TypeAlias = Literal["weight", "bias", "scale", "shift", "constant", "slope"]
+Numbers: TypeAlias = Callable[[Expr, str], Array]  # the values of an expression in a dtype
+
+
+@dataclass(frozen=True)
+class NewTensor:
+    """A tensor that a fold makes. tensor: its name; owner: the name of the node that reads it; expr: what it is."""
+
+    tensor: str
+    role: Role
+    owner: str
+    expr: Expr
+    norms: tuple[Norm, ...]
+
+
+def fold_map_of(made: Sequence[NewTensor]) -> FoldMap:
+    """For each folded tensor its role, its sources, and the norms that it absorbed."""
+    return tuple(
+        {
+            "tensor": new.tensor, "role": new.role, "linear": new.owner, "from": list(sources(new.expr)),
+            "norms": [norm.name for norm in new.norms],
+        }
+        for new in made
+    )  # fmt: skip
 
 
 def apply(model: ir.Model, edits: Sequence[Edit]) -> ir.Model:
@@ -45,7 +72,16 @@ def carry_out(model: ir.Model, edits: Sequence[Edit]) -> tuple[ir.Model, FoldMap
     Tensors that are made of nothing (the mean of zeros of a norm that was reduced) are not in the map.
     Raises FoldError when an edit names a value that the model does not have.
     """
-    editor = _Editor(model)
+    edited, made = replay(model, edits, algebra.rounded)
+    return edited, fold_map_of(made)
+
+
+def replay(model: ir.Model, edits: Sequence[Edit], numbers: Numbers) -> tuple[ir.Model, tuple[NewTensor, ...]]:
+    """As `carry_out`, with the new tensors' values from `numbers`, and with what each of them is.
+
+    Raises FoldError when an edit names a value that the model does not have.
+    """
+    editor = _Editor(model, numbers)
     for edit in edits:
         match edit:
             case SetWeights():
@@ -64,14 +100,15 @@ def carry_out(model: ir.Model, edits: Sequence[Edit]) -> tuple[ir.Model, FoldMap
 
 
 class _Editor:
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, numbers: Numbers) -> None:
         self._model = model
+        self._numbers = numbers
         self._clone = Clone(model)
         self._made: dict[tuple[int, str], tuple[Expr, ir.Value]] = {}  # by expression and dtype; holds the expression
         self._slopes: dict[str, ir.Node] = {}
         self._plain: dict[tuple[str, float, tuple[int, ...]], ir.Value] = {}
         self._has_other_sizes = False
-        self._map: list[dict[str, Any]] = []
+        self._new: list[NewTensor] = []
 
     # Linears
 
@@ -85,7 +122,9 @@ class _Editor:
             node.attributes.pop(name, None)
         made = self._made.get((id(edit.weight), edit.weight_dtype))
         if made is None:
-            weight = self._clone.initializer(linear.weight.name + FOLDED_SUFFIX, edit.weight_values())
+            weight = self._clone.initializer(
+                linear.weight.name + FOLDED_SUFFIX, self._numbers(edit.weight, edit.weight_dtype)
+            )
             self._made[id(edit.weight), edit.weight_dtype] = edit.weight, weight
             self._record("weight", weight, linear.name, edit.weight, edit.norms)
         else:
@@ -94,12 +133,12 @@ class _Editor:
         self._set_bias(node, edit)
 
     def _set_bias(self, node: ir.Node, edit: SetWeights) -> None:
-        linear, array = edit.linear, edit.bias_values()
-        if array is None or edit.bias is None:
+        linear = edit.linear
+        if edit.bias is None:
             self._clone.put(node, 2, self._no_bias(edit) if len(node.inputs) > 2 else None)
             return
         name = linear.bias.name if linear.bias else _sibling(linear.weight.name, "bias")
-        bias = self._clone.initializer(name + FOLDED_SUFFIX, array)
+        bias = self._clone.initializer(name + FOLDED_SUFFIX, self._numbers(edit.bias, edit.bias_dtype))
         self._record("bias", bias, linear.name, edit.bias, edit.norms)
         if linear.kind == "MatMul":
             self._add_behind(self._clone.value(linear.output), bias)
@@ -153,7 +192,7 @@ class _Editor:
         inputs = [data]
         parts: tuple[tuple[Role, Expr], ...] = (("scale", edit.scale), ("shift", edit.shift))
         for role, expr in parts:
-            array = np.broadcast_to(algebra.rounded(expr, dtype), shape).copy()
+            array = np.broadcast_to(self._numbers(expr, dtype), shape).copy()
             inputs.append(self._clone.initializer(f"{edit.norm.name}.{role}{FOLDED_SUFFIX}", array))
             self._record(role, inputs[-1], edit.norm.name, expr, edit.norms)
         inputs += [self._constant(dtype, 0.0, *shape), self._constant(dtype, 1.0, *shape)]
@@ -192,12 +231,12 @@ class _Editor:
         self._clone.drop(node)
         self._slopes[carrier.id] = new.producer()  # type: ignore[assignment]
 
-    def finish(self) -> tuple[ir.Model, FoldMap]:
-        """The edited model and the fold map of those tensors that are still in it."""
+    def finish(self) -> tuple[ir.Model, tuple[NewTensor, ...]]:
+        """The edited model and those new tensors that are still in it."""
         if self._has_other_sizes:
             self._clone.forget_shapes()
         model = self._clone.finish()
-        return model, tuple(entry for entry in self._map if entry["tensor"] in model.graph.initializers)
+        return model, tuple(new for new in self._new if new.tensor in model.graph.initializers)
 
     @cached_property
     def _known(self) -> dict[str, Known]:
@@ -221,7 +260,7 @@ class _Editor:
         self._clone.replace(value, total, but=total.producer())
 
     def _stored(self, name: str, expr: Expr, dtype: str, shape: tuple[int, ...] | None = None) -> ir.Value:
-        array = algebra.rounded(expr, dtype)
+        array = self._numbers(expr, dtype)
         return self._clone.initializer(name + FOLDED_SUFFIX, array if shape is None else array.reshape(shape))
 
     def _constant(self, dtype: str, number: float, *shape: int) -> ir.Value:
@@ -240,8 +279,7 @@ class _Editor:
         return (-1, *(1,) * (rank - axis - 1))
 
     def _record(self, role: Role, value: ir.Value, linear: str, expr: Expr, norms: Sequence[Norm]) -> None:
-        entry = {"tensor": value.name, "role": role, "linear": linear, "from": list(sources(expr))}
-        self._map.append({**entry, "norms": [norm.name for norm in norms]})
+        self._new.append(NewTensor(str(value.name), role, linear, expr, tuple(norms)))
 
 
 def _set_window(node: ir.Node, window: Window, groups: int, kernel: Sequence[int]) -> None:
