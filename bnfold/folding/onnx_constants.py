@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.folding import algebra
 from bnfold.folding.expressions import ZERO, Array, Expr, Leaf, Op, Operator, Scalar, Tensor, View, div, shape_of, sqrt
 
 FLOATS = {
@@ -23,6 +24,8 @@ FLOATS = {
     ir.DataType.DOUBLE: "float64",
 }
 _WIDTH = {"float16": 1, "bfloat16": 1, "float32": 2, "float64": 3}
+INTEGERS = (ir.DataType.INT64, ir.DataType.INT32)
+_FEW, _MANY = 16, 1 << 16  # elements: scales of axes; indices of channels
 _LARGEST = 64  # operations; expressions are walked recursively and as trees; larger ones are not taken for constants
 _SAME_NUMBERS = {"Identity", "Reshape", "Unsqueeze", "Squeeze"}
 _BINARY: dict[str, Operator] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
@@ -36,7 +39,8 @@ class Constants:
         self._exprs: dict[ir.Value, Expr] = {}
         self._size: dict[ir.Value, int] = {}
         self._stored: dict[ir.Value, Tensor] = {}
-        self._integers: dict[ir.Value, tuple[int, ...]] = {}
+        self._integers: dict[ir.Value, Array] = {}
+        self._flags: dict[ir.Value, bool] = {}
         self.overridable: set[ir.Value] = set()
         for name, value in graph.initializers.items():
             if name in listed:
@@ -57,8 +61,30 @@ class Constants:
         return None if value is None else self._stored.get(value)
 
     def integers(self, value: ir.Value | None) -> tuple[int, ...] | None:
-        """A constant of type int64 with at most 8 elements (a shape, axes), flattened; None for anything else."""
-        return None if value is None else self._integers.get(value)
+        """A constant of integers (a shape, axes, pads), flattened; None for anything else."""
+        found = None if value is None else self._integers.get(value)
+        return None if found is None else tuple(int(item) for item in found.reshape(-1))
+
+    def indices(self, value: ir.Value | None) -> tuple[int, ...] | None:
+        """A constant vector of integers; None for anything else."""
+        found = None if value is None else self._integers.get(value)
+        return self.integers(value) if found is not None and found.ndim == 1 else None
+
+    def numbers(self, value: ir.Value | None) -> tuple[float, ...] | None:
+        """A float constant of few elements (scales of axes), flattened; None for anything else."""
+        expr = self.get(value)
+        if expr is None or math.prod(shape_of(expr)) > _FEW:
+            return None
+        return tuple(float(item) for item in algebra.evaluate(expr).hi.reshape(-1))
+
+    def number(self, value: ir.Value | None) -> float | None:
+        """A float constant that is one number; None for anything else."""
+        found = self.numbers(value)
+        return found[0] if found is not None and len(found) == 1 else None
+
+    def flag(self, value: ir.Value | None) -> bool | None:
+        """A constant that is one truth value; None for anything else."""
+        return None if value is None else self._flags.get(value)
 
     def take(self, node: ir.Node) -> bool:
         """Enter the output of a node of the standard operator set that is constant; true when it is one."""
@@ -70,6 +96,8 @@ class Constants:
             if tensor is not None:
                 self._enter(output, tensor, str(output.name))
             return True
+        if node.inputs and node.inputs[0] in self._integers:
+            return self._take_integers(node)
         if not node.inputs or self.get(node.inputs[0]) is None:
             return False
         expr = self._derived(node)
@@ -88,8 +116,10 @@ class Constants:
 
     def _enter(self, value: ir.Value, tensor: ir.TensorProtocol, name: str) -> None:
         shape = tuple(int(size) for size in tensor.shape.numpy())
-        if tensor.dtype == ir.DataType.INT64 and math.prod(shape) <= 8:
-            self._integers[value] = tuple(int(item) for item in tensor.numpy().reshape(-1))
+        if tensor.dtype in INTEGERS and math.prod(shape) <= _MANY:
+            self._integers[value] = np.asarray(tensor.numpy())
+        if tensor.dtype == ir.DataType.BOOL and math.prod(shape) == 1:
+            self._flags[value] = bool(tensor.numpy().reshape(-1)[0])
         if tensor.dtype not in FLOATS:
             return
 
@@ -98,6 +128,30 @@ class Constants:
 
         self._stored[value] = Tensor(name, FLOATS[tensor.dtype], shape, name, load)
         self._exprs[value] = Leaf(self._stored[value]) if shape else Scalar(float(load()))
+
+    def _take_integers(self, node: ir.Node) -> bool:
+        """Enter what an exporter makes of constant integers (pads, shapes) by putting them together anew."""
+        parts = [self._integers.get(value) for value in node.inputs if value is not None]
+        first = parts[0]
+        found: Array | None = None
+        match node.op_type:
+            case "Identity":
+                found = first
+            case "Cast":
+                to = node.attributes.get("to")
+                is_integer = to is not None and not to.is_ref() and ir.DataType(to.as_int()) in INTEGERS
+                found = first if is_integer else None
+            case "Concat":
+                known = [part for part in parts if part is not None]
+                is_known = len(known) == len(node.inputs) and all(part.ndim == 1 for part in known)
+                found = np.concatenate(known) if is_known else None
+            case "Reshape" | "Unsqueeze" | "Squeeze" if first is not None:
+                shape = _reshaped(node, first.shape, self)
+                found = None if shape is None else first.reshape(shape)
+        if found is None:
+            return False
+        self._integers[node.outputs[0]] = found
+        return True
 
     def _derived(self, node: ir.Node) -> Expr | None:
         of = self.get(node.inputs[0])

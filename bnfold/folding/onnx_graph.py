@@ -6,17 +6,19 @@ subgraphs and functions are listed and left alone. Operators are read by the ONN
 
 from __future__ import annotations
 
-import contextlib
-import logging
+import dataclasses
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from bnfold.errors import FoldError
+from bnfold.folding import onnx_shapes
+from bnfold.folding.carriers import Transpose
 from bnfold.folding.expressions import ONE, ZERO
-from bnfold.folding.facts import Graph, Node, Norm, Opaque, Reason
+from bnfold.folding.facts import Carrier, Graph, Linear, Node, Norm, Opaque, Reason
+from bnfold.folding.onnx_attributes import integer
+from bnfold.folding.onnx_calls import is_read, shape_of_value
 from bnfold.folding.onnx_constants import Constants
 from bnfold.folding.onnx_edits import FoldMap, apply, carry_out, clone_of, main_values
 from bnfold.folding.onnx_nodes import Reader
@@ -52,10 +54,9 @@ def read(model: ir.Model) -> Graph:
     """
     clone = clone_of(model)
     _check_names(clone.graph)
-    _forget_shapes(clone)
-    with _quiet():
-        common_passes.ShapeInferencePass(strict_mode=False)(clone)
-    return _Reading(clone).facts()
+    constants = Constants(clone.graph, ir_version=clone.ir_version)
+    onnx_shapes.infer(clone)
+    return _Reading(clone, constants).facts()
 
 
 def _check_names(graph: ir.Graph) -> None:
@@ -69,43 +70,19 @@ def _check_names(graph: ir.Graph) -> None:
             )
 
 
-def _forget_shapes(model: ir.Model) -> None:
-    """Keep the shapes of the graph's inputs, which a runtime enforces, and those of stored tensors."""
-    graphs = [model.graph, *model.graph.subgraphs()]
-    for function in model.functions.values():
-        graphs += [function.graph, *function.subgraphs()]
-    for graph in graphs:
-        given = set() if graph is not model.graph else set(graph.inputs)
-        inner = [*graph.inputs, *graph.outputs, *(value for node in graph for value in node.outputs)]
-        for value in inner:
-            if value not in given and not value.is_initializer():
-                value.shape = None
-        for value in graph.initializers.values():
-            if value.const_value is not None:
-                value.shape = ir.Shape(int(size) for size in value.const_value.shape.numpy())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Shape inference logs a traceback where it fails; a shape that stays unknown is no fault of the model."""
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
-
-
 class _Reading:
     """One pass over the nodes of a model's main graph."""
 
-    def __init__(self, model: ir.Model) -> None:
+    def __init__(self, model: ir.Model, constants: Constants) -> None:
         self.model = model
         self.graph = model.graph
-        self.constants = Constants(model.graph, ir_version=model.ir_version)
+        self.constants = constants
         self.alias: dict[ir.Value, ir.Value] = {}
         self.uses: Counter[Hashable] = Counter()
         self.opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", 0))
+        values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
+        shapes = {str(value.name): shape_of_value(value) for value in values if value.name}
+        self.shapes = {name: shape for name, shape in shapes.items() if shape is not None}
         self.ids = {str(value.name) for value in main_values(model.graph)}
 
     def facts(self) -> Graph:
@@ -119,7 +96,8 @@ class _Reading:
             self._count_uses(node)
             if is_standard and self._is_alias(node):
                 continue
-            nodes.append((reader.read(node) if is_standard else None) or self._opaque(node))
+            fact = (reader.read(node) if is_standard else None) or self._opaque(node)
+            nodes.extend(self._turned(node, fact) if isinstance(fact, Linear) else [fact])
             nodes.extend(self._out_of_reach(node))
         for value in self.graph.outputs:
             tensor = self.constants.tensor(value)
@@ -130,24 +108,46 @@ class _Reading:
             inputs=tuple(str(value.name) for value in self.graph.inputs),
             outputs=tuple(self.root(value) for value in self.graph.outputs),
             tensor_readers=dict(self.uses),
+            shapes=self.shapes,
         )
+
+    def _turned(self, node: ir.Node, linear: Linear) -> tuple[Node, ...]:
+        """A Gemm that transposes its input, as a transposition and a Gemm: its axes are counted behind that."""
+        if linear.kind != "Gemm" or not integer(node, "transA", 0):
+            return (linear,)
+        turned = self._fresh(f"{linear.input}:transposed")
+        before = self.shapes.get(linear.input)
+        if before is not None:
+            self.shapes[turned] = before[::-1]
+        carrier = Carrier(turned, linear.name, "Transpose", (linear.input,), (turned,), Transpose((1, 0)))
+        return carrier, dataclasses.replace(linear, input=turned)
 
     def root(self, value: ir.Value) -> str:
         """The name under which a value's data first appeared."""
         return str(self.alias.get(value, value).name)
 
     def _is_alias(self, node: ir.Node) -> bool:
-        """Identity, and Dropout when it does nothing, hand their input on."""
+        """Identity, Dropout when it does nothing, and Cast to the same dtype hand their input on."""
         source = node.inputs[0] if node.inputs else None
-        if source is None or not node.outputs:
+        if source is None or not node.outputs or not node.outputs[0].name:
             return False
-        # From opset 12 on Dropout trains only when its third input says so; before, only by is_test in opset < 7.
-        drops = self.opset < 7 or len(node.inputs) > 2
-        drops |= any(mask.uses() or mask.is_graph_output() for mask in node.outputs[1:])
-        if node.op_type != "Identity" and (node.op_type != "Dropout" or drops):
-            return False
+        match node.op_type:
+            case "Identity":
+                pass
+            case "Dropout" if not self._drops(node):
+                pass
+            case "Cast" if source.dtype is not None and integer(node, "to", 0) == source.dtype.value:
+                pass
+            case _:
+                return False
         self.alias[node.outputs[0]] = self.alias.get(source, source)
         return True
+
+    def _drops(self, node: ir.Node) -> bool:
+        """From opset 12 on Dropout trains only when its third input says so; before, only by is_test in opset < 7."""
+        mode = node.inputs[2] if len(node.inputs) > 2 else None
+        may_train = self.opset < 7 or (mode is not None and self.constants.flag(mode) is not False)
+        return may_train or any(is_read(mask) for mask in node.outputs[1:])
 
     def _count_uses(self, node: ir.Node) -> None:
         for value in (*node.inputs, *_captured(node)):

@@ -11,9 +11,11 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from bnfold.folding.carriers import Window
 from bnfold.folding.expressions import ONE, ZERO, Expr, Scalar, Tensor, View, leaves, shape_of
 from bnfold.folding.facts import (
     ELEMENTWISE,
+    Carrier,
     Linear,
     Node,
     Norm,
@@ -26,9 +28,19 @@ from bnfold.folding.facts import (
     constant_axis,
     parent_name,
 )
+from bnfold.folding.onnx_attributes import integer, is_understood, number
+from bnfold.folding.onnx_carriers import carrier
 from bnfold.folding.onnx_constants import FLOATS, Constants
+from bnfold.folding.onnx_windows import window_of
 
 _STEPS: dict[str, Literal["add", "sub", "mul", "div"]] = {"Add": "add", "Sub": "sub", "Mul": "mul", "Div": "div"}
+_CONV = ("kernel_shape", "strides", "pads", "auto_pad", "dilations", "group")
+_LINEARS = {
+    "Conv": _CONV,
+    "ConvTranspose": (*_CONV, "output_padding", "output_shape"),
+    "Gemm": ("alpha", "beta", "transA", "transB"),
+    "MatMul": (),
+}
 _DEFAULT_EPSILON = float(np.float32(1e-5))  # BatchNormalization's default, a float32 attribute
 
 
@@ -55,10 +67,8 @@ class Reader:
         if _input(node, 0) is None or not node.outputs or not node.outputs[0].name or self._opset < 7:
             return None
         match node.op_type:
-            case "Conv":
+            case "Conv" | "ConvTranspose":
                 return self._linear(node, self._conv)
-            case "ConvTranspose":
-                return self._linear(node, self._conv_transpose)
             case "Gemm":
                 return self._linear(node, self._gemm)
             case "MatMul":
@@ -66,12 +76,24 @@ class Reader:
             case "BatchNormalization":
                 return self._batch_norm(node)
             case "Add" | "Sub" | "Mul" | "Div":
-                return self._step(node)
-        return None
+                return self._step(node) or self._carrier(node)
+        return self._carrier(node)
+
+    def _carrier(self, node: ir.Node) -> Carrier | None:
+        stated = carrier(node, self._constants, self._opset)
+        if stated is None:
+            return None
+        return Carrier(
+            id=_id(node), name=_name(node), kind=node.op_type, rule=stated.rule,
+            inputs=tuple(self._root(value) for value in stated.inputs),
+            outputs=tuple(str(value.name) for value in stated.outputs),
+        )  # fmt: skip
 
     # Linears
 
     def _linear(self, node: ir.Node, describe: Callable[[ir.Node, Tensor], Linear | Opaque | None]) -> Node | None:
+        if not is_understood(node, self._opset, _LINEARS[node.op_type]):
+            return None
         weight = self._constants.tensor(_input(node, 1))
         if weight is None:
             return self._unusable(node, "weight", _input(node, 1))
@@ -92,23 +114,20 @@ class Reader:
         return self._opaque(node, why)
 
     def _conv(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
-        groups = _int(node, "group", 1)
-        if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
+        """Conv has the weight (O, I/g, *K), ConvTranspose (I, O/g, *K)."""
+        groups, window = integer(node, "group", 1), window_of(node, weight.shape[2:])
+        if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups or window is None:
             return None
-        return self._made(node, weight, out_first=True, groups=groups, channels=weight.shape[0], axis=1)
-
-    def _conv_transpose(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
-        groups = _int(node, "group", 1)
-        if len(weight.shape) < 3 or groups < 1 or weight.shape[0] % groups:
-            return None
-        return self._made(node, weight, out_first=False, groups=groups, channels=weight.shape[1] * groups, axis=1)
+        out_first = node.op_type == "Conv"
+        channels = weight.shape[0] if out_first else weight.shape[1] * groups
+        return self._made(node, weight, out_first=out_first, groups=groups, channels=channels, axis=1, window=window)
 
     def _gemm(self, node: ir.Node, weight: Tensor) -> Linear | Opaque | None:
         if len(weight.shape) != 2:
             return None
-        out_first = bool(_int(node, "transB", 0))
+        out_first = bool(integer(node, "transB", 0))
         channels = weight.shape[0 if out_first else 1]
-        alpha, beta = _float(node, "alpha", 1.0), _float(node, "beta", 1.0)
+        alpha, beta = number(node, "alpha", 1.0), number(node, "beta", 1.0)
         return self._made(
             node, weight, out_first=out_first, groups=1, channels=channels, axis=1, alpha=alpha, beta=beta
         )
@@ -122,7 +141,7 @@ class Reader:
 
     def _made(
         self, node: ir.Node, weight: Tensor, *, out_first: bool, groups: int, channels: int, axis: int | None,
-        alpha: float = 1.0, beta: float = 1.0,
+        alpha: float = 1.0, beta: float = 1.0, window: Window | None = None,
     ) -> Linear | Opaque:  # fmt: skip
         value = _input(node, 2)
         bias, expr = self._constants.stored(value), self._constants.get(value)
@@ -134,7 +153,7 @@ class Reader:
             id=_id(node), name=parent_name((weight,)) or _name(node), kind=node.op_type,
             input=self._root(node.inputs[0]), output=str(node.outputs[0].name),  # type: ignore[arg-type]
             weight=weight, bias=bias, out_first=out_first, groups=groups, channels=channels, axis=axis,
-            alpha=alpha, beta=beta,
+            alpha=alpha, beta=beta, window=window,
         )  # fmt: skip
 
     # Norms
@@ -151,7 +170,7 @@ class Reader:
         statistics = None
         if len(known) == 4:
             gamma, beta, mean, variance = known
-            epsilon = Scalar(_float(node, "epsilon", _DEFAULT_EPSILON))
+            epsilon = Scalar(number(node, "epsilon", _DEFAULT_EPSILON))
             statistics = Statistics(gamma, beta, mean, variance, epsilon)
             scale, shift = batch_norm(gamma, beta, mean, variance, epsilon)
             if len({shape_of(expr) for expr in known}) != 1:
@@ -170,11 +189,11 @@ class Reader:
 
     def _not_fixed(self, node: ir.Node) -> Reason | None:
         extra = [value for value in node.outputs[1:] if value.name]  # left out: no name
-        if _int(node, "training_mode", 0) or (extra and self._opset < 14):
+        if integer(node, "training_mode", 0) or (extra and self._opset < 14):
             return Reason(
                 "TRAINING_MODE", "it is in training mode and normalises by the batch; export the network in eval mode"
             )
-        if _int(node, "spatial", 1) != 1:
+        if integer(node, "spatial", 1) != 1:
             return Reason("PER_ACTIVATION", "it normalises each activation by itself (spatial = 0), not each channel")
         return None
 
@@ -224,13 +243,3 @@ def _label(node: ir.Node) -> str:
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
     return node.inputs[index] if index < len(node.inputs) else None
-
-
-def _int(node: ir.Node, name: str, default: int) -> int:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_int()
-
-
-def _float(node: ir.Node, name: str, default: float) -> float:
-    attribute = node.attributes.get(name)
-    return default if attribute is None or attribute.is_ref() else attribute.as_float()

@@ -59,10 +59,44 @@ def _ranks(graph: ir.Graph) -> dict[ir.Value, int]:
 
 
 def infer(model: ir.Model) -> None:
-    """Infer the shapes of a model's values in place; what cannot be inferred stays unknown."""
+    """Infer the shapes of a model's values in place; what cannot be inferred stays unknown.
+
+    Initialisers that a caller may override lose their values: shapes may not hang on them.
+    """
+    if model.ir_version >= 4:
+        for value in model.graph.inputs:
+            model.graph.initializers.pop(str(value.name), None)
+            value.const_value = None
     _forget_shapes(model)
     with _quiet():
         common_passes.ShapeInferencePass(strict_mode=False)(model)
+        if _complete(model.graph):  # what lies behind may be inferred now
+            common_passes.ShapeInferencePass(strict_mode=False)(model)
+
+
+def _complete(graph: ir.Graph) -> bool:
+    """Give linears of which nothing was inferred what their weights say of them; true where there are any."""
+    found = False
+    for node in graph:
+        weight = node.inputs[1] if not node.domain and len(node.inputs) > 1 else None
+        if weight is None or weight.shape is None or not node.outputs or node.outputs[0].shape is not None:
+            continue
+        sizes: list[int | None] = [None] * len(weight.shape)
+        match node.op_type:
+            case "Conv" | "ConvTranspose" if len(sizes) > 2:
+                group = node.attributes.get("group")
+                groups = 1 if group is None or group.is_ref() or node.op_type == "Conv" else group.as_int()
+                channels = weight.shape[0 if node.op_type == "Conv" else 1]
+                sizes[1] = channels * groups if isinstance(channels, int) else None
+            case "Gemm" if len(sizes) == 2:
+                pass
+            case _:
+                continue
+        node.outputs[0].shape = ir.Shape(sizes)
+        if node.outputs[0].dtype is None and weight.dtype is not None:
+            node.outputs[0].dtype = weight.dtype
+        found = True
+    return found
 
 
 def _forget_shapes(model: ir.Model) -> None:
