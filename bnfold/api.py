@@ -65,7 +65,7 @@ def fold(
         return FoldResult(onnx_file.own_tensors(folded), report, fold_map)
     model = onnx_file.from_proto(source) if kind == "proto" else onnx_file.load_model(source)
     folded, report, fold_map = onnx_graph.fold(model, keep=keep, moves=moves)
-    return FoldResult(onnx_file.to_proto(folded), report, fold_map)
+    return FoldResult(onnx_file.to_proto(folded, consume=True), report, fold_map)
 
 
 def source_kind(source: Any) -> str:

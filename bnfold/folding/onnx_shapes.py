@@ -6,16 +6,13 @@ those of the graph's inputs, which a runtime enforces, and of stored tensors are
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import onnx_ir as ir
-import onnx_ir.passes.common as common_passes
 
 from bnfold.folding.onnx_clone import clone_of, main_values
 from bnfold.folding.onnx_constants import FLOATS
+from bnfold.folding.onnx_inference import infer_shapes
 
 # Operators whose output has the rank of their first input whatever that is.
 _SAME_RANK = {
@@ -68,10 +65,9 @@ def infer(model: ir.Model) -> None:
             model.graph.initializers.pop(str(value.name), None)
             value.const_value = None
     _forget_shapes(model)
-    with _quiet():
-        common_passes.ShapeInferencePass(strict_mode=False)(model)
-        if _complete(model.graph):  # what lies behind may be inferred now
-            common_passes.ShapeInferencePass(strict_mode=False)(model)
+    infer_shapes(model)
+    if _complete(model.graph):  # what lies behind may be inferred now
+        infer_shapes(model)
 
 
 def _complete(graph: ir.Graph) -> bool:
@@ -113,14 +109,3 @@ def _forget_shapes(model: ir.Model) -> None:
         for value in graph.initializers.values():
             if value.const_value is not None:
                 value.shape = ir.Shape(int(size) for size in value.const_value.shape.numpy())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Shape inference logs a traceback where it fails; a shape that stays unknown is no fault of the model."""
-    logger = logging.getLogger("onnx_ir.passes.common.shape_inference")
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before

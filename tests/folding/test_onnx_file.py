@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import helper, numpy_helper
 from onnx_networks import FLOAT, FOLDED, Builder, built, close, evaluate, feeds, outcomes
 
 import bnfold
 from bnfold.errors import FoldError
+from bnfold.folding.onnx_file import load_model, to_proto
 from bnfold.runtime import open_session, run
 
 
@@ -348,3 +350,160 @@ def test_external_data_are_looked_for_everywhere(tmp_path, place):
     with pytest.raises(FoldError) as problem:
         bnfold.fold(path)
     sentence(problem)
+
+
+# ---------------------------------------------------------------------------------- large tensors
+
+
+def wide(b: Builder) -> str:
+    """Weights beyond the size from which they stay in the file."""
+    y = b.bn(b.conv(b.input("N", 64, 5), (64, 128), (3,)), 128)
+    large = b.node("Constant", out="large", value=b.tensor(b.values(128, 200)))
+    y = b.node("MatMul", b.node("Transpose", y, perm=[0, 2, 1]), large)
+    return b.bn(b.node("Transpose", y, perm=[0, 2, 1]), 200)
+
+
+@pytest.fixture
+def large(tmp_path) -> tuple[Path, onnx.ModelProto]:
+    model = built(wide, FLOAT)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path, model
+
+
+def test_large_tensors_stay_in_the_file_until_they_are_used(large):
+    path, model = large
+    loaded = load_model(path)
+    lazy = {name for name, value in loaded.graph.initializers.items() if isinstance(value.const_value, ir.LazyTensor)}
+    assert lazy == {"c_1"}
+    (constant,) = [node for node in loaded.graph if node.op_type == "Constant"]
+    assert isinstance(constant.attributes["value"].as_tensor(), ir.LazyTensor)
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for name, value in loaded.graph.initializers.items():
+        assert value.const_value is not None
+        assert np.array_equal(value.const_value.numpy(), stored[name])
+        assert not value.const_value.numpy().flags.writeable
+    again = to_proto(loaded)
+    inputs = feeds(model)
+    assert close(evaluate(again, inputs), evaluate(model, inputs), 0.0)
+    assert to_proto(loaded).SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+
+
+def test_a_fold_does_not_hang_on_the_file(large):
+    path, model = large
+    result = bnfold.fold(path)
+    path.write_bytes(bytes(path.stat().st_size))
+    path.unlink()
+    inputs = feeds(model)
+    assert close(evaluate(result.model, inputs), evaluate(model, inputs), 1e-5)
+    assert outcomes(result)[0] == ("folded", "")
+
+
+def test_a_model_that_is_consumed_lets_its_large_tensors_go(large):
+    loaded = load_model(large[0])
+    to_proto(loaded, consume=True)
+    assert loaded.graph.initializers["c_1"].const_value is None
+    assert loaded.graph.initializers["c_2"].const_value is not None
+
+
+def test_large_data_as_long_as_they_must_not_be_are_told(large):
+    path, model = large
+    tensor = model.graph.initializer[0]
+    whole = tensor.raw_data
+    for change in (whole[:-4], whole + b"0000", b""):
+        tensor.raw_data = change
+        path.write_bytes(model.SerializeToString())
+        for source in (path, model):
+            with pytest.raises(FoldError) as problem:
+                bnfold.fold(source)
+            sentence(problem)
+    tensor.raw_data = whole
+    tensor.dims[0] = -tensor.dims[0]
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(model)
+    sentence(problem)
+
+
+def test_large_data_beside_other_data_are_told(large):
+    path, model = large
+    model.graph.initializer[0].float_data.append(1.0)
+    path.write_bytes(model.SerializeToString())
+    for source in (path, model):
+        with pytest.raises(FoldError) as problem:
+            bnfold.fold(source)
+        sentence(problem)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.9999])
+def test_a_large_truncated_file_is_told(large, share):
+    path, _ = large
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(path)
+    sentence(problem, "model.onnx")
+
+
+def test_any_byte_of_the_graph_of_a_large_file_may_be_wrong(large):
+    path, model = large
+    content = path.read_bytes()
+    spans = [content.index(tensor.raw_data) for tensor in model.graph.initializer if len(tensor.raw_data) > 1 << 16]
+    places = [at for at in range(len(content)) if not any(start <= at < start + (1 << 16) for start in spans)]
+    rng = np.random.default_rng(0)
+    told: list[str] = []
+    for _ in range(60):
+        mangled = bytearray(content)
+        for at in rng.choice(places[:3000] + places[-3000:], 4):
+            mangled[at] = int(rng.integers(0, 256))
+        path.write_bytes(bytes(mangled))
+        try:
+            bnfold.fold(path)
+        except FoldError as problem:
+            told.append(str(problem))
+    assert len(told) > 5
+    assert not any("\n" in text for text in told)
+
+
+def test_a_tensor_split_over_two_messages_is_left_to_the_parser(large):
+    """Protocol buffers merge a message that comes twice; nobody writes such a file, but the parser takes it."""
+    path, model = large
+    tail = onnx.ModelProto()
+    tail.graph.doc_string = "more"
+    path.write_bytes(model.SerializeToString() + tail.SerializeToString())
+    inputs = feeds(model)
+    assert close(evaluate(bnfold.fold(path).model, inputs), evaluate(model, inputs), 1e-5)
+
+
+def test_large_tensors_in_subgraphs_and_functions_are_read(tmp_path):
+    big = numpy_helper.from_array(np.arange(1 << 15, dtype=np.float32), "big")
+    inner = helper.make_graph([helper.make_node("Identity", ["big"], ["r"])], "inner", [], [
+        helper.make_tensor_value_info("r", FLOAT, (1 << 15,))], [big])  # fmt: skip
+    constant = helper.make_node("Constant", [], ["k"], value=big)
+    function = helper.make_function("local", "F", [], ["k"], [constant], [helper.make_opsetid("", 17)])
+    model = built(network, FLOAT)
+    model.graph.initializer.append(numpy_helper.from_array(np.asarray(True), "flag"))
+    model.graph.node.append(helper.make_node("If", ["flag"], ["o"], then_branch=inner, else_branch=inner))
+    model.graph.node.append(helper.make_node("F", [], ["f"], domain="local"))
+    model.functions.append(function)
+    model.opset_import.append(helper.make_opsetid("local", 1))
+    model.graph.output.extend(helper.make_tensor_value_info(name, FLOAT, (1 << 15,)) for name in ("o", "f"))
+    inputs = feeds(model)
+    truth = evaluate(model, inputs)
+    for data in ("", "weights.bin"):
+        path = tmp_path / f"model{data}.onnx"
+        copy = onnx.ModelProto()
+        copy.CopyFrom(model)
+        if data:
+            onnx.external_data_helper.convert_model_to_external_data(
+                copy, location=data, size_threshold=0, convert_attribute=True
+            )
+        onnx.save(copy, path)
+        assert close(evaluate(bnfold.fold(path).model, inputs), truth, 1e-5)
+
+
+def test_data_under_several_hard_links_are_refused(tmp_path):
+    path, _ = save(tmp_path, data="weights.bin")
+    (tmp_path / "other.bin").hardlink_to(tmp_path / "weights.bin")
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(path)
+    sentence(problem, "weights.bin", "hard links")
