@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bnfold.bundle import Bundle, BundleDraft, Golden, TensorSpec, hash_tensor, write_bundle
+from bnfold.bundle import Bundle, BundleDraft, Golden, TensorSpec, write_bundle
 from bnfold.documents import parse_object
 from bnfold.errors import DataError, FoldError, ParityError
 from bnfold.folding.report import FoldReport
 from bnfold.preprocessing import Preprocessing
 from bnfold.probes import golden_inputs
+from bnfold.reference import fold_reference, reference_of
 from bnfold.samples import Array, Samples, load_samples, read_labels
 from bnfold.sources import Source, open_source
 
@@ -50,7 +51,7 @@ def build_bundle(
     source, example_inputs, weights, input_shape: see `bnfold.sources.open_source`. data: samples for golden vectors
     and decisions (see `bnfold.samples.load_samples`); a checkpoint brings its own held-out ones. labels: the classes
     of the output, or a file with one a line. preprocessing: how an image becomes the input, or a JSON file of it.
-    output_kind: "logits", "probabilities" or "raw".
+    output_kind: "logits", "probabilities" or "raw". keep, moves: as in `bnfold.fold`; fold.json says what they were.
 
     Raises FoldError when a norm is refused (unless `allow_refused`), ParityError when the fold cannot be proven,
     BundleError when the version exists; then nothing is written.
@@ -58,11 +59,11 @@ def build_bundle(
     say = progress or (lambda _: None)
     opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
     say("exporting the unfolded reference")
-    reference = _reference(opened)
+    reference = reference_of(opened)
     say("folding")
-    folded, report, fold_map, statistics = _fold(reference, keep, moves)
-    if report.refused and not allow_refused:
-        raise FoldError(_refusal(opened.name, report))
+    folded = fold_reference(reference, opened, keep=keep, moves=moves)
+    if folded.report.refused and not allow_refused:
+        raise FoldError(_refusal(opened.name, folded.report))
     inputs, outputs = _specs(reference.graph.inputs), _specs(reference.graph.outputs)
     classes = read_labels(labels) if labels is not None else opened.labels
     pictures = read_preprocessing(preprocessing) if preprocessing is not None else opened.preprocessing
@@ -70,7 +71,7 @@ def build_bundle(
     say("computing golden vectors and their float64 truth")
     from bnfold.folding.onnx_file import to_proto
 
-    reference_proto, folded_proto = to_proto(reference), to_proto(folded)
+    reference_proto, folded_proto = to_proto(reference), to_proto(folded.model)
     goldens = _goldens(opened, reference_proto, folded_proto, inputs, outputs, samples)
     kind = _output_kind(output_kind or opened.output_kind)
     if kind == "probabilities":
@@ -82,37 +83,18 @@ def build_bundle(
         output_kind=kind,
         labels=classes,
         preprocessing=pictures,
-        fold_map=fold_map,
-        source_tensors=_hashes(reference),
+        fold_map=folded.fold_map,
+        source_tensors=folded.source_tensors,
         tool_versions=_versions(),
         model=folded_proto,
         reference=reference_proto,
-        statistics=statistics,
-        fold_report=report.to_dict(),
+        statistics=folded.statistics,
+        fold_report=folded.report.to_dict(),
         goldens=goldens,
+        parameters=folded.parameters,
     )
     say("proving and writing the bundle")
     return write_bundle(Path(destination), draft, prove=_prove)
-
-
-def inspect(
-    source: Any,
-    *,
-    example_inputs: tuple[Any, ...] | None = None,
-    weights: Path | str | None = None,
-    input_shape: Sequence[int] | None = None,
-    keep: Sequence[str] = (),
-    moves: str | Sequence[str] = "default",
-) -> FoldReport:
-    """What would fold, what would not, and why; writes nothing. Arguments as in `build_bundle`."""
-    opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
-    if opened.model is not None:
-        from bnfold.folding import onnx_graph
-
-        return onnx_graph.plan(opened.model, keep=keep, moves=moves).report
-    from bnfold.folding import torch_graph
-
-    return torch_graph.inspect_module(opened.module, opened.example_inputs, keep=keep, moves=moves)
 
 
 def read_preprocessing(preprocessing: Preprocessing | Path | str) -> Preprocessing:
@@ -124,55 +106,6 @@ def read_preprocessing(preprocessing: Preprocessing | Path | str) -> Preprocessi
     except OSError as problem:
         raise DataError(f"the preprocessing {preprocessing} cannot be read ({problem}); expected a JSON file") from None
     return Preprocessing.from_dict(document, str(preprocessing))
-
-
-def _reference(source: Source) -> ir.Model:
-    """The unfolded network as a clean ONNX graph with all of its tensors in memory."""
-    from bnfold.folding import onnx_file
-
-    if source.model is not None:
-        return _cleaned(source.model)
-    from bnfold.export import export_model
-
-    proto = export_model(
-        source.module, source.example_inputs, input_names=source.input_names, output_names=source.output_names
-    )
-    return onnx_file.from_proto(proto, "the exported network")
-
-
-def _cleaned(model: ir.Model) -> ir.Model:
-    """A clone without documentation and metadata, which carry paths of the machine that exported it.
-
-    Raises FoldError for a constant that a caller may override: a bundle would have to take it as an input.
-    """
-    import onnx_ir.passes.common as common_passes
-
-    from bnfold.folding.onnx_edits import clone_of, unlist_constants
-
-    clone = clone_of(model)
-    unlist_constants(clone)
-    for value in clone.graph.inputs:
-        if value.name in clone.graph.initializers:
-            raise FoldError(
-                f"'{value.name}' is both an input and a constant of the graph, so a caller may override it; "
-                "expected one of the two; take it off the inputs"
-            )
-    common_passes.ClearMetadataAndDocStringPass()(clone)
-    clone.metadata_props.clear()
-    return clone
-
-
-def _fold(
-    reference: ir.Model, keep: Sequence[str], moves: str | Sequence[str]
-) -> tuple[ir.Model, FoldReport, tuple[dict[str, Any], ...], dict[str, dict[str, Array]]]:
-    from bnfold.folding import onnx_graph
-    from bnfold.folding.plan import make_plan
-    from bnfold.folding.statistics import tensors_of
-
-    made = make_plan(onnx_graph.read(reference), keep=keep, moves=moves)
-    folded, fold_map = onnx_graph.carry_out(reference, made.edits)
-    statistics = {norm.name: tensors_of(norm) for norm in made.norms if norm.obstacle is None and norm.refusal is None}
-    return folded, made.report, fold_map, statistics
 
 
 def _refusal(name: str, report: FoldReport) -> str:
@@ -270,14 +203,6 @@ def _truth_of_module(
             f"{source.name} gave {len(found)} outputs, its export {len(outputs)}; expected the same number"
         )
     return {spec.name: array for spec, array in zip(outputs, found, strict=True)}
-
-
-def _hashes(reference: ir.Model) -> dict[str, str]:
-    return {
-        name: hash_tensor(np.asarray(value.const_value.numpy()))
-        for name, value in reference.graph.initializers.items()
-        if value.const_value is not None
-    }
 
 
 def _versions() -> dict[str, str]:

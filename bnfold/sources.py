@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bnfold.bundle.parameters import SourceParameter
 from bnfold.errors import DataError, FoldError
 from bnfold.preprocessing import Preprocessing
 from bnfold.samples import Array
@@ -25,7 +26,8 @@ class Source:
     """A network as it came in: ONNX IR in `model`, or a torch module in `module` with example inputs.
 
     origin: what the manifest says of it, without absolute paths. held_out: gives inputs and labels that training
-    never saw. labels, preprocessing and output_kind are what the source itself knows.
+    never saw. parameters: gives those of a module; those of ONNX are the tensors of its graph. labels, preprocessing
+    and output_kind are what the source itself knows.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Source:
     preprocessing: Preprocessing | None = None
     output_kind: str | None = None
     held_out: Callable[[], tuple[Array, Array]] | None = None
+    parameters: Callable[[], tuple[SourceParameter, ...]] | None = None
 
 
 def open_source(
@@ -108,7 +111,15 @@ def _of_module(module: Any, example_inputs: tuple[Any, ...] | None) -> Source:
         raise FoldError("a torch.nn.Module needs example_inputs, a non-empty tuple of its arguments; found none")
     kind = type(module)
     origin = {"kind": "module", "class": f"{kind.__module__}.{kind.__qualname__}".replace("<locals>", "locals")}
-    return Source(name=kind.__name__, module=module, example_inputs=example_inputs, origin=origin)
+    from bnfold.torch_sources import parameters_of
+
+    return Source(
+        name=kind.__name__,
+        module=module,
+        example_inputs=example_inputs,
+        origin=origin,
+        parameters=lambda: parameters_of(module),
+    )
 
 
 def _need_torch(text: str) -> None:

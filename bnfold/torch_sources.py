@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 
+from bnfold.bundle import SourceParameter, hash_tensor
 from bnfold.errors import DataError
+from bnfold.folding.torch_tensors import to_numpy
 from bnfold.sources import Source, file_sha256
 
 
@@ -19,6 +21,7 @@ def open_checkpoint(folder: Path) -> Source:
     from bnfold.training import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
+    module = checkpoint.module()
     return Source(
         name=checkpoint.name,
         origin={
@@ -26,7 +29,7 @@ def open_checkpoint(folder: Path) -> Source:
             "name": checkpoint.name,
             "weights_sha256": file_sha256(folder / "weights.safetensors"),
         },
-        module=checkpoint.module(),
+        module=module,
         example_inputs=checkpoint.example_inputs(),
         input_names=("input",),
         output_names=(checkpoint.output_kind,),
@@ -34,6 +37,7 @@ def open_checkpoint(folder: Path) -> Source:
         preprocessing=checkpoint.preprocessing,
         output_kind=checkpoint.output_kind,
         held_out=checkpoint.held_out,
+        parameters=lambda: parameters_of(module),
     )
 
 
@@ -51,7 +55,34 @@ def open_factory(spec: str, *, weights: Path | str | None, input_shape: Sequence
         origin |= {"weights": path.name, "weights_sha256": file_sha256(path)}
     example = torch.zeros((2, *input_shape), dtype=next((p.dtype for p in module.parameters()), torch.float32))
     name = spec.partition(":")[2].rpartition(".")[2]
-    return Source(name=name, origin=origin, module=module.eval(), example_inputs=(example,))
+    return Source(
+        name=name,
+        origin=origin,
+        module=module.eval(),
+        example_inputs=(example,),
+        parameters=lambda: parameters_of(module),
+    )
+
+
+def parameters_of(module: torch.nn.Module) -> tuple[SourceParameter, ...]:
+    """Every parameter and buffer of a module by its qualified name, shared ones under each of their names."""
+    named = dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+    stored = {name: tensor.detach().cpu() for name, tensor in named.items() if not tensor.is_meta}
+    twins: dict[tuple[object, ...], list[str]] = {}
+    for name, tensor in stored.items():
+        twins.setdefault(_storage(tensor), []).append(name)
+    return tuple(
+        SourceParameter(
+            name, hash_tensor(to_numpy(tensor)), tuple(twin for twin in twins[_storage(tensor)] if twin != name)
+        )
+        for name, tensor in stored.items()
+    )
+
+
+def _storage(tensor: torch.Tensor) -> tuple[object, ...]:
+    """Equal for tensors that are one and the same memory; those without elements have none."""
+    place = tensor.data_ptr() if tensor.numel() else id(tensor)
+    return place, tuple(tensor.shape), tensor.stride(), tensor.dtype
 
 
 def _made(spec: str) -> torch.nn.Module:

@@ -19,7 +19,7 @@ from bnfold.commands.console import Console, to_json
 from bnfold.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "fold-and-export", "inspect", "verify", "serve", "predict")
+COMMANDS = ("train", "fold-and-export", "unfold", "inspect", "verify", "serve", "predict")
 
 
 class Terminal(io.StringIO):
@@ -55,6 +55,7 @@ def test_help_loads_the_parsers_and_the_standard_library_only():
         "bnfold.commands.predict",
         "bnfold.commands.serve",
         "bnfold.commands.train",
+        "bnfold.commands.unfold",
         "bnfold.commands.verify",
         "bnfold.errors",
     }

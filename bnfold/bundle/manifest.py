@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
+from bnfold.bundle.parameters import Parameter
 from bnfold.documents import Fields
 from bnfold.errors import BundleError
 from bnfold.preprocessing import Preprocessing
@@ -44,6 +45,7 @@ _KEYS = (
     "schema_version", "name", "version", "source", "inputs", "outputs", "output_kind", "labels", "preprocessing",
     "fold_map", "source_tensors", "tool_versions", "files", "created",
 )  # fmt: skip
+_LATER_KEYS = ("parameters",)  # bundles of release 0.1.0 do not have them
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ class Manifest:
 
     source: where the network came from, `kind` and other texts, never an absolute path. fold_map: one object a
     folded tensor. source_tensors: name of a tensor of the reference -> its `hash_tensor`. files: path in the bundle
-    -> sha256, for every file but manifest.json. created: UTC, `YYYY-MM-DDTHH:MM:SSZ`.
+    -> sha256, for every file but manifest.json. created: UTC, `YYYY-MM-DDTHH:MM:SSZ`. parameters: where each parameter
+    of the source went.
     """
 
     schema_version: int
@@ -96,6 +99,7 @@ class Manifest:
     tool_versions: Mapping[str, str]
     files: Mapping[str, str]
     created: str
+    parameters: tuple[Parameter, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The document of manifest.json; `from_dict` reads it back."""
@@ -111,6 +115,7 @@ class Manifest:
             "preprocessing": None if self.preprocessing is None else self.preprocessing.to_dict(),
             "fold_map": [dict(entry) for entry in self.fold_map],
             "source_tensors": dict(sorted(self.source_tensors.items())),
+            "parameters": [parameter.to_dict() for parameter in self.parameters],
             "tool_versions": dict(sorted(self.tool_versions.items())),
             "files": dict(sorted(self.files.items())),
             "created": self.created,
@@ -125,7 +130,7 @@ class Manifest:
                 f"{what} has {version!r:.40} as 'schema_version'; expected {SCHEMA_VERSION};"
                 " use the release of bnfold that wrote it, or build the bundle again"
             )
-        fields = Fields.of(document, what, _KEYS)
+        fields = Fields.of(document, what, _KEYS, _LATER_KEYS)
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=check_name(fields.text("name"), what),
@@ -141,6 +146,7 @@ class Manifest:
             tool_versions=fields.texts("tool_versions"),
             files=_files(fields),
             created=_created(fields),
+            parameters=_parameters(fields),
         )
         _check_labels(manifest, fields)
         _check_preprocessing(manifest, fields)
@@ -210,6 +216,14 @@ def _hashes(fields: Fields, key: str) -> dict[str, str]:
         if not name or not _SHA256.fullmatch(digest):
             fields.refuse(key, "names with sha256 hashes, 64 lower-case hex digits each")
     return hashes
+
+
+def _parameters(fields: Fields) -> tuple[Parameter, ...]:
+    items = fields.items("parameters") if "parameters" in fields.values else ()
+    found = tuple(Parameter.from_dict(item, f"{fields.what}, parameters[{at}],") for at, item in enumerate(items))
+    if len({parameter.name for parameter in found}) != len(found):
+        raise BundleError(f"{fields.what} has a parameter twice; expected each name once; build the bundle again")
+    return found
 
 
 def _files(fields: Fields) -> dict[str, str]:

@@ -32,6 +32,7 @@ from bnfold.bundle.manifest import (
     parse_version,
 )
 from bnfold.bundle.modelfile import check_model, check_specs
+from bnfold.bundle.parameters import Parameter
 from bnfold.bundle.reader import Bundle, check_contents, list_versions, load_bundle
 from bnfold.bundle.sidecar import encode_models
 from bnfold.bundle.tensorfile import Array, dump_tensors, group_statistics
@@ -70,6 +71,7 @@ class BundleDraft:
     statistics: Mapping[str, Mapping[str, Array | float]]
     fold_report: Mapping[str, Any]
     goldens: Sequence[Golden]
+    parameters: tuple[Parameter, ...] = ()
 
 
 def write_bundle(destination: Path | str, draft: BundleDraft, *, prove: Callable[[Bundle], dict[str, Any]]) -> Bundle:

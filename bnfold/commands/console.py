@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -14,6 +16,7 @@ from typing import Any, TextIO
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ERASE_LINE = "\r\x1b[K"
 _PROGRESS_WIDTH = 110
+_COLOURS = {"folded": "32", "reduced": "36", "kept": "33", "refused": "1;31"}  # green, cyan, yellow, bold red
 
 
 @dataclass
@@ -43,10 +46,25 @@ class Console:
         self.err.write(printable(text) + "\n")
         self.err.flush()
 
-    def result(self, document: Mapping[str, Any], text: str) -> None:
-        """Write the result to stdout: the document with --json, otherwise the text."""
+    def result(self, document: Mapping[str, Any], text: str, *, is_clean: bool = False) -> None:
+        """Write the result to stdout: the document with --json, otherwise the text.
+
+        is_clean: the text has no control characters but those of `paint`.
+        """
         self._close_line()
-        self._answer(to_json(document) if self.json else printable(text) + "\n")
+        self._answer(to_json(document) if self.json else (text if is_clean else printable(text)) + "\n")
+
+    @property
+    def width(self) -> int | None:
+        """The columns of the terminal that the result goes to; None where it goes elsewhere."""
+        return shutil.get_terminal_size().columns if self.out.isatty() else None
+
+    @property
+    def paint(self) -> Callable[[str, str], str] | None:
+        """What colours a text by a word for its meaning; None where colours are not wanted (https://no-color.org)."""
+        if not self.out.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+            return None
+        return lambda text, meaning: f"\x1b[{_COLOURS[meaning]}m{text}\x1b[0m" if meaning in _COLOURS else text
 
     def failure(self, message: str, name: str = "bnfold: ") -> None:
         """Write one sentence to stderr, `name` before it; with --json also as {"error": ...} to stdout."""

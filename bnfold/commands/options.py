@@ -52,7 +52,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="a norm to leave alone, by name or pattern (*, ?); repeatable",
+        help="a norm to leave alone, by name or pattern (*, ?, quoted), as inspect shows it; repeatable",
     )
     parser.add_argument(
         "--moves",
@@ -77,6 +77,17 @@ def shape(text: str) -> tuple[int, ...]:
 def moves(text: str) -> str | tuple[str, ...]:
     """Read `default`, `all`, or names of moves with commas."""
     return text if text in ("default", "all") else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def bound(text: str) -> float:
+    """Read a bound on the size of inputs, a finite number from 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a number from 0, as in 1 or 2.5")
+    return value
 
 
 def port(text: str) -> int:

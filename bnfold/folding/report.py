@@ -132,6 +132,21 @@ class FoldReport:
         notes = [paragraph(f"declined: {note}", width=width) for note in self.declined_notes()]
         return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), self.summary()])
 
+    def to_numbers(self, *, width: int | None = None) -> str:
+        """What the fold does to the numbers, as text: of each norm, and of each linear that has a bound."""
+        known = [(row, row.numbers) for row in self.norms if row.numbers is not None]
+        heads = ("norm", "max|a|", "share of eps", "amplification")
+        rows = [
+            ((row.name, *(map(_digits, (n.max_scale, n.eps_share, n.amplification)))), row.outcome) for row, n in known
+        ]
+        parts = [draw(heads, rows, width=width)] if rows else []
+        if self.bounds:
+            heads = ("linear", "dtype", "rounding", "took in")
+            lines = [((b.linear, b.dtype, _digits(b.largest), ", ".join(b.norms)), "") for b in self.bounds]
+            parts.append(draw(heads, lines, width=width))
+            parts.append(f"rounding: how far it moves an output at most, for inputs with |x| <= {self.bounds[0].x:g}")
+        return "\n\n".join(parts) or "no numbers are known"
+
     def declined_notes(self) -> tuple[str, ...]:
         """What the cost guard declined, one sentence a move."""
         moves: dict[tuple[str, str], list[str]] = {}
@@ -155,6 +170,10 @@ def _why(row: NormOutcome) -> str:
         return ""
     needs = f"\nwould take: {row.needs}" if row.needs else ""
     return f"{row.detail} [{row.reason}]{needs}"
+
+
+def _digits(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3g}"
 
 
 def _listed(names: list[str]) -> str:

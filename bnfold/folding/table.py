@@ -27,7 +27,7 @@ def draw(heads: Sequence[str], rows: Sequence[Row], *, width: int | None = None,
     Where the prose has no room beside the others it stands below them.
     """
     width = max(24, width or WIDTH)
-    cells = [[*map(_clean, row[:-1]), _clean(row[-1], keep="\n")] for row, _ in rows]
+    cells = [[*map(plain, row[:-1]), plain(row[-1], keep="\n")] for row, _ in rows]
     sizes = _sizes(heads, cells, width)
     beside = len([size for size in sizes if size])
     lines = [*_lines(heads[:beside], sizes, None), _GAP.join("-" * size for size in sizes[:beside])]
@@ -41,7 +41,7 @@ def draw(heads: Sequence[str], rows: Sequence[Row], *, width: int | None = None,
 def paragraph(text: str, *, width: int | None = None) -> str:
     """A text wrapped to a width, its further lines indented."""
     width = max(24, width or WIDTH)
-    lines = _wrapped(_clean(text), width - 4)
+    lines = _wrapped(plain(text), width - 4)
     return "\n".join([lines[0], *(f"    {line}" for line in lines[1:])])
 
 
@@ -98,7 +98,8 @@ def _wrapped(text: str, width: int) -> list[str]:
     return lines
 
 
-def _clean(text: str, keep: str = "") -> str:
+def plain(text: str, keep: str = "") -> str:
+    """The text with controls, and marks that hide or reverse text, spelt out, but for those to keep."""
     return _UNPRINTABLE.sub(lambda match: match[0] if match[0] in keep else _spelt(match[0]), text)
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bnfold.bundle import Manifest, Preprocessing, TensorSpec
+from bnfold.bundle import Manifest, Parameter, Preprocessing, TensorSpec
 from bnfold.bundle.manifest import (
     DTYPES,
     MANIFEST,
@@ -35,6 +35,13 @@ specs = st.builds(
     st.lists(st.integers(-1, 9), max_size=5).map(tuple),
 )
 unique_specs = st.lists(specs, min_size=1, max_size=3, unique_by=lambda spec: spec.name).map(tuple)
+parameters = st.builds(
+    Parameter,
+    texts,
+    hashes,
+    st.sampled_from(["unchanged", "folded"]),
+    st.lists(texts, min_size=1, max_size=3).map(tuple),
+) | st.builds(Parameter, texts, hashes, st.just("gone"), st.just(()), texts)
 numbers = st.floats(allow_nan=False, allow_infinity=False)
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | numbers | st.text(st.characters(exclude_categories=["Cs"])),
@@ -65,6 +72,7 @@ def manifests(draw: st.DrawFn) -> Manifest:
         tool_versions=draw(st.dictionaries(texts, texts, max_size=3)),
         files={file: draw(hashes) for file in REQUIRED_FILES},
         created="2026-01-31T23:59:59Z",
+        parameters=tuple(draw(st.lists(parameters, max_size=3, unique_by=lambda parameter: parameter.name))),
     )
 
 
@@ -154,7 +162,8 @@ def test_preprocessing_belongs_to_one_input_of_its_shape() -> None:
 def test_the_page_documents_every_key_and_file() -> None:
     page = (Path(__file__).parents[2] / "docs" / "bundle.md").read_text()
     rows = "".join(line.split("|")[1] for line in page.splitlines() if line.startswith("| `"))
-    assert set(re.findall(r"`(\w+)`", rows)) == set(Manifest.__dataclass_fields__)
+    documented = {*Manifest.__dataclass_fields__, *Parameter.__dataclass_fields__}
+    assert set(re.findall(r"`(\w+)`", rows)) == documented
     assert all(file in page for file in (*REQUIRED_FILES, *OPTIONAL_FILES, MANIFEST))
     for number in (MAX_PIXELS, MAX_SIDE):
         assert f"{number:,}" in page or str(number) in page
