@@ -6,14 +6,34 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fraction_oracle import DTYPES, FORMATS, nearest, root, smallest, spacing
+from fraction_oracle import DTYPES, FORMATS, fractions, fractions_of, nearest, root, smallest, spacing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bnfold.folding import algebra
-from bnfold.folding.algebra import ChannelMap, DoubleDouble
-from bnfold.folding.expressions import ONE, Leaf, Op, Scalar, Tensor, View
-from bnfold.folding.facts import Linear, batch_norm
+from bnfold.folding.algebra import DoubleDouble
+from bnfold.folding.expressions import (
+    ONE,
+    Embed,
+    Expr,
+    Given,
+    Join,
+    Leaf,
+    Op,
+    Permute,
+    Scalar,
+    Spread,
+    Take,
+    Tensor,
+    Total,
+    View,
+    add,
+    div,
+    mul,
+    sqrt,
+    sub,
+)
+from bnfold.folding.facts import batch_norm
 
 # Between these magnitudes no term of a product or quotient of two numbers leaves float64's normal range.
 ordinary = st.floats(1e-60, 1e60).flatmap(lambda x: st.sampled_from([x, -x]))
@@ -192,121 +212,13 @@ def test_zero_infinity_and_not_a_number_survive_rounding():
         assert np.isnan(found[4])
 
 
-def fold_exactly(linear: Linear, scale: list[Fraction], index: tuple[int, ...]) -> Fraction:
-    """The exact folded weight at an index, with the output channel told from the layout by the ONNX specification."""
-    weight = linear.weight.load()
-    if linear.out_first:
-        channel = index[0]
-    else:
-        per_group = linear.channels // linear.groups
-        channel = (index[0] // (weight.shape[0] // linear.groups)) * per_group + index[1]
-    return Fraction(float(weight[index])) * Fraction(linear.alpha) * scale[channel]
-
-
-LAYOUTS = [
-    pytest.param((6, 2, 3), True, 1, 6, id="conv1d"),
-    pytest.param((6, 2, 3, 2), True, 2, 6, id="conv2d-grouped"),
-    pytest.param((4, 1, 2, 1, 3), True, 4, 4, id="conv3d-depthwise"),
-    pytest.param((4, 3, 2), False, 1, 3, id="transposed1d"),
-    pytest.param((4, 3, 2, 2), False, 2, 6, id="transposed2d-grouped"),
-    pytest.param((4, 4, 2, 2), False, 1, 4, id="transposed2d-in-equals-out"),
-    pytest.param((6, 2, 1, 2, 1), False, 3, 6, id="transposed3d-grouped"),
-    pytest.param((5, 4), True, 1, 5, id="dense-out-first"),
-    pytest.param((4, 5), False, 1, 5, id="dense-in-first"),
-    pytest.param((5, 5), False, 1, 5, id="dense-square-in-first"),
-    pytest.param((0, 3), True, 1, 0, id="no-output-channel"),
-    pytest.param((0, 4), False, 1, 4, id="no-input-channel"),
-]
-
-
-@pytest.mark.parametrize("name", DTYPES)
-@pytest.mark.parametrize(("shape", "out_first", "groups", "channels"), LAYOUTS)
-def test_every_folded_number_of_every_layout_is_the_nearest(shape, out_first, groups, channels, name):
-    dtype = DTYPES[name]
-    rng = np.random.default_rng(sum(shape) * 7 + groups)
-    weight = rng.normal(size=shape).astype(dtype)
-    bias = rng.normal(size=channels).astype(dtype)
-    linear = Linear(
-        "l", "l", "Conv", "x", "y", tensor("w", weight), tensor("b", bias), out_first, groups, channels, 1, 0.7, -1.3
-    )
-    gamma = rng.normal(size=channels)
-    gamma[::3] = 0.0
-    scale, shift = gamma / 3.0, rng.normal(size=channels)
-    low = scale * 2.0**-55 * rng.uniform(0.1, 0.9, size=channels)
-    by = ChannelMap(DoubleDouble(scale, low), DoubleDouble(shift, np.zeros(channels)))
-    exact_scale = [Fraction(float(hi)) + Fraction(float(lo)) for hi, lo in zip(scale, low, strict=True)]
-    exact_shift = [Fraction(float(value)) for value in shift]
-
-    folded = algebra.fold_weight(linear, by)
-    assert (folded.dtype, folded.shape) == (dtype, shape)
-    for index in np.ndindex(*shape):
-        assert float(folded[index]) == nearest(fold_exactly(linear, exact_scale, index), name)
-
-    rounded = algebra.round_to(algebra.folded_bias(linear, by), dtype)
-    assert (rounded.dtype, rounded.shape) == (dtype, (channels,))
-    for channel in range(channels):
-        exact = exact_scale[channel] * Fraction(-1.3) * Fraction(float(bias[channel])) + exact_shift[channel]
-        assert float(rounded[channel]) == nearest(exact, name)
-
-
-@pytest.mark.parametrize(("shape", "out_first", "groups", "channels"), LAYOUTS)
-def test_channel_peak_is_the_largest_weight_of_each_output_channel(shape, out_first, groups, channels):
-    """Checked through a fold by 1 in a single channel: only the weights of that channel are left."""
-    weight = np.random.default_rng(3).normal(size=shape)
-    linear = Linear("l", "l", "Conv", "x", "y", tensor("w", weight), None, out_first, groups, channels, 1)
-    peaks = algebra.channel_peak(linear)
-    assert peaks.shape == (channels,)
-    for channel in range(channels):
-        only = np.zeros(channels)
-        only[channel] = 1.0
-        by = ChannelMap(algebra.exact(only), algebra.exact(np.zeros(channels)))
-        assert peaks[channel] == np.abs(algebra.fold_weight(linear, by)).max(initial=0.0)
-
-
-def test_a_weight_larger_than_a_block_folds_like_its_rows(monkeypatch):
-    weight = np.random.default_rng(5).normal(size=(7, 3, 2)).astype(np.float32)
-    by = ChannelMap(algebra.exact(np.linspace(-2.0, 3.0, 7)), algebra.exact(np.zeros(7)))
-    linear = Linear("l", "l", "Conv", "x", "y", tensor("w", weight), None, True, 1, 7, 1)
-    whole = algebra.fold_weight(linear, by)
-    for block in (1, 6, 13):
-        monkeypatch.setattr(algebra, "_BLOCK", block)
-        assert np.array_equal(algebra.fold_weight(linear, by), whole)
-
-
-@pytest.mark.parametrize(("weight", "scale"), [(1e301, 1e-5), (1e-5, 1e301), (1.7e308, 0.5), (-1e305, 1e-300)])
-def test_float64_numbers_near_the_end_of_the_range_fold_to_numbers(weight, scale):
-    linear = Linear("l", "l", "Gemm", "x", "y", tensor("w", np.array([[weight]])), None, True, 1, 1, 1)
-    by = ChannelMap(algebra.exact(np.array([scale])), algebra.exact(np.array([0.0])))
-    found = float(algebra.fold_weight(linear, by)[0, 0])
-    assert found == nearest(Fraction(weight) * Fraction(scale), "float64")
-
-
 @settings(max_examples=150)
 @given(st.floats(5e-324, 1e-280) | st.floats(1e280, 1.7e308))
 def test_statistics_near_the_ends_of_the_range_give_the_map_they_should(variance):
     scale, shift = batch_norm(leaf("g", [2.0]), leaf("b", [0.5]), leaf("m", [1.5]), leaf("v", [variance]), Scalar(0.0))
     exact = 2 / root(Fraction(variance))
-    value = algebra.channel_map(scale, shift, 1)
-    assert value.is_finite()
-    assert float(value.scale.hi[0]) == nearest(exact, "float64")
-
-
-@settings(max_examples=150)
-@given(st.floats(1e-320, 1e-150), st.floats(1e-170, 1.0), st.sampled_from([1.0, -3.7]))
-def test_float64_numbers_at_the_small_end_of_the_range_are_the_nearest_too(weight, scale, alpha):
-    linear = Linear("l", "l", "Gemm", "x", "y", tensor("w", np.array([[weight]])), None, True, 1, 1, 1, alpha)
-    by = ChannelMap(algebra.exact(np.array([scale])), algebra.exact(np.array([0.0])))
-    found = float(algebra.fold_weight(linear, by)[0, 0])
-    assert found == nearest(Fraction(weight) * Fraction(scale) * Fraction(alpha), "float64")
-
-
-def test_composition_applies_the_inner_map_first():
-    inner = ChannelMap(algebra.exact(np.array([2.0, -3.0])), algebra.exact(np.array([5.0, 7.0])))
-    outer = ChannelMap(algebra.exact(np.array([11.0, 13.0])), algebra.exact(np.array([17.0, 19.0])))
-    both = algebra.compose(outer, inner)
-    x = np.array([0.25, 4.0])
-    expected = np.array([11.0, 13.0]) * (np.array([2.0, -3.0]) * x + np.array([5.0, 7.0])) + np.array([17.0, 19.0])
-    assert np.array_equal(both.scale.hi * x + both.shift.hi, expected)
+    assert algebra.evaluate(shift).is_finite()
+    assert float(algebra.rounded(scale, "float64")[0]) == nearest(exact, "float64")
 
 
 def test_an_expression_broadcasts_views_and_scalars_as_numpy_does():
@@ -315,7 +227,98 @@ def test_an_expression_broadcasts_views_and_scalars_as_numpy_does():
     assert np.array_equal(algebra.evaluate(expr).hi, a.reshape(3, 1) * (b.reshape(3, 2) + 0.5))
 
 
-def test_a_scalar_map_holds_for_every_channel():
-    by = algebra.channel_map(Scalar(2.0), leaf("t", [[[1.0], [2.0], [3.0]]]), 3)
-    assert by.scale.hi.tolist() == [2.0, 2.0, 2.0]
-    assert by.shift.hi.tolist() == [1.0, 2.0, 3.0]
+RNG = np.random.default_rng(11)
+A = leaf("a", RNG.normal(size=(3, 4, 2)).astype(np.float32))
+B = leaf("b", RNG.normal(size=(4, 1)))
+C = leaf("c", RNG.uniform(1.0, 2.0, size=(3, 4, 2)))
+
+EXPRESSIONS = {
+    "a scalar": Scalar(0.1),
+    "numbers that a move makes up": Given((1.0, -2.5, 0.1, 4.0, 5.0, 6.0), (3, 2)),
+    "a view": View(A, (4, 6)),
+    "a permutation": Permute(mul(A, B), (2, 0, 1)),
+    "a spread": Spread(B, (4, 5)),
+    "slices taken twice and out of order": Take(sub(A, B), 1, (3, 0, 0, 2)),
+    "no slices": Take(A, 1, ()),
+    "a join": Join((mul(A, B), C, A), 1),
+    "a sum over one axis": Total(mul(A, C), (1,)),
+    "a sum over all axes": Total(div(A, C), (0, 1, 2)),
+    "a sum of an odd number of terms": Total(A, (0,)),
+    "a sum of a single term": Total(View(A, (3, 1, 8)), (1,)),
+    "a sum of nothing": Total(leaf("empty", np.ones((2, 0))), (1,)),
+    "an embedding": Embed(div(A, B), (4, 9, 5), (1, 2, 1), (1, 2, 3)),
+    "an embedding of nothing": Embed(leaf("empty", np.ones((0, 2))), (3, 2), (0, 0), (1, 1)),
+    "roots": sqrt(add(C, Scalar(1e-5))),
+    "operands of unequal rank": add(mul(A, leaf("s", 3.0)), leaf("v", [0.5, 0.25])),
+    "an operand used twice": mul(add(A, B), add(A, B)),
+}
+
+
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_every_kind_of_expression_is_evaluated_as_in_fractions(name):
+    expr = EXPRESSIONS[name]
+    exact = fractions_of(expr)
+    found = algebra.evaluate(expr)
+    assert found.hi.shape == found.lo.shape == exact.shape == expr.shape
+    off = np.asarray(np.abs(fractions(found.hi) + fractions(found.lo) - exact))
+    assert all(value <= Fraction(1, 1 << 96) for value in off.reshape(-1))
+    plain = algebra.magnitude(expr)
+    assert (plain.dtype, plain.shape) == (np.float64, expr.shape)
+    assert all(value <= Fraction(1, 1 << 45) for value in np.asarray(np.abs(fractions(plain) - exact)).reshape(-1))
+
+
+def test_a_sum_that_cancels_keeps_its_bits():
+    values = np.array([1e16, 1.0, -1e16, 2.0**-60, 3.0, -1e-30] * 50)
+    exact = sum(map(Fraction, values.tolist()))
+    found = algebra.evaluate(Total(leaf("v", values), (0,)))
+    bound = len(values) * Fraction(1, 1 << 104) * sum(abs(Fraction(value)) for value in values.tolist())
+    assert abs(Fraction(float(found.hi[0])) + Fraction(float(found.lo[0])) - exact) <= bound
+
+
+@pytest.mark.parametrize(
+    "link", [lambda x: add(mul(x, Scalar(1.0001)), ONE), lambda x: View(Permute(x, (1, 0)), (2, 3))]
+)
+def test_chains_of_thousands_of_operations_are_no_problem(link):
+    expr: Expr = leaf("x", np.ones((2, 3), np.float32))
+    for _ in range(5000):
+        expr = link(expr)
+    for found in (algebra.evaluate(expr).hi, algebra.magnitude(expr), algebra.rounded(expr, "float32")):
+        assert found.shape == (2, 3)
+        assert np.isfinite(found).all()
+
+
+def test_what_a_memo_holds_is_computed_once_and_stays_alive():
+    loaded = []
+
+    def load() -> Any:
+        loaded.append(1)
+        return np.array([4.0, 9.0])
+
+    memo: algebra.Memo = {}
+    root_of = sqrt(Leaf(Tensor("x", "float64", (2,), "x", load)))
+    first = algebra.evaluate(add(root_of, ONE), memo)
+    second = algebra.evaluate(mul(root_of, Scalar(3.0)), memo)
+    assert (first.hi.tolist(), second.hi.tolist()) == ([3.0, 4.0], [6.0, 9.0])
+    assert len(loaded) == 1
+    assert all(key == id(expr) for key, (expr, _) in memo.items())
+    assert algebra.evaluate(root_of, memo) is not None
+    assert len(loaded) == 1
+
+
+def test_a_memo_keeps_no_large_values():
+    memo: algebra.Memo = {}
+    large = mul(leaf("x", np.ones(65537, np.float32)), Scalar(2.0))
+    assert algebra.evaluate(large, memo).hi.sum() == 2 * 65537
+    assert max(value.hi.size for _, value in memo.values()) == 1
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_tells_a_tensor_that_holds_no_number(name):
+    values = np.zeros((3, 5)).astype(DTYPES[name])
+    assert algebra.is_finite_tensor(tensor("w", values))
+    for bad in (np.nan, np.inf, -np.inf):
+        wrong = values.copy()
+        wrong[2, 4] = bad
+        assert not algebra.is_finite_tensor(tensor("w", wrong))
+    assert algebra.is_finite_tensor(tensor("n", np.arange(3)))
+    assert algebra.is_finite_tensor(tensor("n", np.zeros((0, 2), DTYPES[name])))
