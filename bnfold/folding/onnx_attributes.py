@@ -28,7 +28,11 @@ def _schema(op_type: str, opset: int) -> dict[str, str] | None:
         found = onnx.defs.get_schema(op_type, opset)
     except onnx.defs.SchemaError:
         return None
-    return None if found.deprecated else {name: given.type.name for name, given in found.attributes.items()}
+    return (
+        None
+        if found.deprecated
+        else {name: str(given.type).rpartition(".")[2] for name, given in found.attributes.items()}
+    )
 
 
 def integer(node: ir.Node, name: str, default: int) -> int:

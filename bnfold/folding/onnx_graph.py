@@ -50,10 +50,12 @@ def read(model: ir.Model) -> Graph:
 
     The shapes that a file states of its inner values prove nothing: they may be stale, and a runtime only warns.
 
-    Raises FoldError for a model in memory whose nodes are in no order, or whose values share a name.
+    Raises FoldError for a model in memory whose nodes are in no order, whose values share a name, or with a Split that
+    does not have the outputs that it says.
     """
     clone = clone_of(model)
     _check_names(clone.graph)
+    _check_splits(clone)
     constants = Constants(clone.graph, ir_version=clone.ir_version)
     onnx_shapes.infer(clone)
     return _Reading(clone, constants).facts()
@@ -67,6 +69,20 @@ def _check_names(graph: ir.Graph) -> None:
             raise FoldError(
                 f"two values of the ONNX graph have the name '{value.name}'; expected names of their own; "
                 "run onnx_ir.passes.common.NameFixPass on the model first"
+            )
+
+
+def _check_splits(model: ir.Model) -> None:
+    """ONNX's own shape inference ends the process at a Split with more outputs than it says."""
+    functions = [node for function in model.functions.values() for node in function.all_nodes()]
+    for node in (*model.graph.all_nodes(), *functions):
+        said = node.attributes.get("num_outputs") if node.op_type == "Split" else None
+        if said is None or said.is_ref() or said.type != ir.AttributeType.INT:
+            continue
+        if said.as_int() != len(node.outputs):
+            raise FoldError(
+                f"Split '{_label(node)}' of the ONNX graph says num_outputs = {said.as_int()}, but has "
+                f"{len(node.outputs)} outputs; expected the same number; export the model anew"
             )
 
 

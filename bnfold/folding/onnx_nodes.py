@@ -97,6 +97,8 @@ class Reader:
         weight = self._constants.tensor(_input(node, 1))
         if weight is None:
             return self._unusable(node, "weight", _input(node, 1))
+        if 0 in weight.shape:
+            return None
         bias = _input(node, 2)
         if bias is not None and self._constants.stored(bias) is None:
             return self._unusable(node, "bias", bias)

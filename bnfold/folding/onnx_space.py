@@ -24,7 +24,7 @@ def pool(mode: Literal["max", "average"]) -> RuleOf:
     def rule(call: Call) -> Rule | None:
         node = call.node
         window = window_of(node, integers(node, "kernel_shape") or ())
-        if window is None or call.rank not in (None, len(window.kernel) + 2) or not window.kernel:
+        if window is None or call.rank not in (None, len(window.kernel) + 2):
             return None
         if integer(node, "storage_order", 0) not in (0, 1):
             return None

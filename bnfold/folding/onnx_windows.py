@@ -18,7 +18,7 @@ def window_of(node: ir.Node, kernel: tuple[int, ...]) -> Window | None:
     stride = integers(node, "strides") or ones
     dilation = integers(node, "dilations") or ones
     output_padding = (integers(node, "output_padding") or (0,) * count) if is_transposed else ()
-    if (integers(node, "kernel_shape") or kernel) != kernel:
+    if not kernel or (integers(node, "kernel_shape") or kernel) != kernel:
         return None
     if any(len(given) != count or min(given) < 1 for given in (kernel, stride, dilation)):
         return None

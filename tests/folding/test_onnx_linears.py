@@ -285,7 +285,7 @@ def test_two_convolutions_of_one_weight_are_kept():
         x, w = b.input(2, 3, 5), b.const(b.values(3, 3, 1))
         return b.bn(b.node("Conv", x, w), 3), b.node("Conv", x, b.node("Identity", w))
 
-    assert outcomes(check(build)) == [("kept", "SHARED_WEIGHT")]
+    assert outcomes(check(build)) == [("kept", "COSTS_MORE")]
 
 
 def test_one_bias_of_two_convolutions_does_not_keep_them_from_folding():

@@ -394,7 +394,7 @@ def test_statistics_of_different_lengths_are_kept(wrong):
     parts[wrong] = parts[wrong][:1]
     b.shapes["y"] = (2, 4, 4)
     model = b.model(b.node("BatchNormalization", y, *map(b.const, parts), out="y"), check=False)
-    folded, report, _ = onnx_graph.fold(onnx_file._from_proto(model, "it", base=None))
+    folded, report, _ = onnx_graph.fold(onnx_file._from_proto(model, "it"))
     assert [(row.outcome, row.reason) for row in report.norms] == [("kept", "MALFORMED")]
     assert [node.op_type for node in folded.graph] == ["Conv", "BatchNormalization"]
 
