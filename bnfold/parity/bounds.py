@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View, leaves
+from bnfold.folding.expressions import Array, Expr, Given, Leaf, Op, Scalar, Spread, Take, View, leaves
 from bnfold.folding.facts import Linear, Norm
 from bnfold.parity.exact import FORMATS, Format
 
@@ -192,13 +192,24 @@ def _running(expr: Expr, u: float, eta: float) -> tuple[F64, F64]:
         case Leaf(tensor):
             stored = tensor.load().astype(np.float64)
             return stored, np.zeros_like(stored)
+        case Given(values, shape):
+            made = np.asarray(values, np.float64).reshape(shape)
+            return made, np.zeros_like(made)
         case View(of, shape):
             value, error = _running(of, u, eta)
             return value.reshape(shape), error.reshape(shape)
+        case Spread(of, shape):
+            value, error = _running(of, u, eta)
+            return np.broadcast_to(value, shape), np.broadcast_to(error, shape)
+        case Take(of, axis, indices):
+            value, error = _running(of, u, eta)
+            return value.take(indices, axis=axis), error.take(indices, axis=axis)
         case Op("sqrt", (only,)):
             return _root(*_running(only, u, eta), u)
         case Op(kind, args):
             return _binary(kind, _running(args[0], u, eta), _running(args[1], u, eta), u, eta)
+        case _:
+            raise ParityError("a constant of the norm is rearranged in a way that has no rounding bound yet")
 
 
 def _root(value: F64, error: F64, u: float) -> tuple[F64, F64]:

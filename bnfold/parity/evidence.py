@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Outputs: TypeAlias = Mapping[str, Array]
 Session: TypeAlias = Any  # ONNX Runtime's, which has no types
 
+_TEXTS = ("name", "kind", "outcome", "reason", "target", "detail", "needs", "where")  # of a row of the fold report
 _CHUNK = 256  # rows run at a time where the batch size is free
 
 
@@ -65,8 +65,9 @@ class Evidence:
             found = FoldReport.from_dict(self.bundle.fold_report())
         except FoldError as problem:
             raise ParityError(f"fold.json: {problem}") from None
-        if not all(isinstance(value, str) for row in found.norms for value in dataclasses.astuple(row)):
-            raise ParityError("fold.json has a row with a value that is no text; expected six texts a norm; fold again")
+        texts = (getattr(row, name) for row in found.norms for name in _TEXTS)
+        if not all(isinstance(text, str) for text in texts):
+            raise ParityError("fold.json has a row with a value that is no text; expected texts; fold again")
         return found
 
     @cached_property
@@ -77,7 +78,7 @@ class Evidence:
     @cached_property
     def expectation(self) -> Expectation:
         """What the folded model must look like."""
-        return expect(self.reference, self.report)
+        return expect(self.reference, self.report, self.plan)
 
     @cached_property
     def certificate(self) -> Certificate:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.folding.expressions import Array, Expr, Leaf, Op, Scalar, View
 
 PRECISION = 320  # bits kept of a quotient or root: six times float64, so that cancellation leaves plenty
 _EXACT_LIMIT = 1 << 14  # bits up to which a number that is known exactly stays so
@@ -142,55 +141,6 @@ def _trimmed(low: int, high: int, exponent: int) -> Interval:
         return Interval(low, high, exponent)
     cut = size - PRECISION
     return Interval(low >> cut, -(-high >> cut), exponent + cut)
-
-
-def exact_array(values: Array) -> Array:
-    """The floats of an array as exact intervals: an object array of the same shape."""
-    numbers = [Interval.of(value) for value in np.asarray(values).astype(np.float64).ravel().tolist()]
-    result = np.empty(len(numbers), object)
-    result[:] = numbers
-    return result.reshape(np.shape(values))
-
-
-def evaluate(expr: Expr) -> Array:
-    """The value of an expression over constants, enclosed: an object array of intervals, shape as the expression's.
-
-    Raises ParityError when a constant is not finite or an operation has no real result.
-    """
-    return _evaluate(expr, {})
-
-
-def _evaluate(expr: Expr, known: dict[int, Array]) -> Array:
-    """known: results by the identity of the expression; a scale usually stands again within its shift."""
-    if id(expr) not in known:
-        known[id(expr)] = _compute(expr, known)
-    return known[id(expr)]
-
-
-def _compute(expr: Expr, known: dict[int, Array]) -> Array:
-    match expr:
-        case Scalar(value):
-            return exact_array(np.asarray(value, np.float64))
-        case Leaf(tensor):
-            return exact_array(tensor.load())
-        case View(of, shape):
-            return _evaluate(of, known).reshape(shape)
-        case Op(kind, args):
-            values = [_evaluate(arg, known) for arg in args]
-    match kind:
-        case "add":
-            return np.asarray(values[0] + values[1], object)
-        case "sub":
-            return np.asarray(values[0] - values[1], object)
-        case "mul":
-            return np.asarray(values[0] * values[1], object)
-        case "div":
-            return np.asarray(values[0] / values[1], object)
-        case "sqrt":
-            return np.asarray(_roots(values[0]), object)
-
-
-_roots = np.frompyfunc(Interval.sqrt, 1, 1)
 
 
 def gap(value: Fraction, form: Format, *, outwards: bool) -> Fraction:

@@ -20,9 +20,9 @@ from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_file import to_proto
 from bnfold.folding.onnx_graph import read
 from bnfold.parity import bounds
-from bnfold.parity.certificate import Site, exact_bias, exact_map, output_channels
 from bnfold.parity.exact import Interval, format_of
 from bnfold.parity.oracle import run_float64
+from bnfold.parity.sites import Site, exact_bias, exact_map, output_channels
 from bnfold.parity.spans import Spans, with_outputs
 from bnfold.runtime import open_session, run
 
@@ -101,12 +101,13 @@ def _check(
     dtype = onnx.helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
     target = site.absorbed[-1].output
     unfolded = open_session(before.cut(site.linear.input, target, dtype, rank), optimise=False, threads=threads)
-    linear = open_session(after.folded(site, dtype, rank), optimise=False, threads=threads)
+    source, folded = after.folded(site, dtype, rank)
+    linear = open_session(folded, optimise=False, threads=threads)
     bound = SiteBound.of(site, written, before, rank)
     worst = _result(site)
     for x in inputs:
-        feed = {site.linear.input: x}
-        (left,), (right,) = run(unfolded, feed).values(), run(linear, feed).values()
+        (left,) = run(unfolded, {site.linear.input: x}).values()
+        (right,) = run(linear, {source: x}).values()
         found = compare(left, right, bound.evaluate(x), site)
         worst = _worse(worst, found)
     if not worst.elements and not worst.problem:

@@ -1,33 +1,32 @@
 """Is every element of a folded tensor the nearest float to its exact value, and how far is the worst one off?
 
 Floating-point filters decide nearly all elements (as the adaptive predicates of Shewchuk, Discrete & Computational
-Geometry 18, 1997): a float64 product with a rigorous error bound, then an error-free product (Dekker, Numerische
-Mathematik 18, 1971) for what the first leaves open, then the exact intervals of `bnfold.parity.exact`.
+Geometry 18, 1997): float64 with a rigorous error bound, then 106 bits with one (`bnfold.parity.balls`), then exact
+integers for what both leave open (`bnfold.parity.pointwise`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 
-from bnfold.folding.expressions import Array
-from bnfold.parity.exact import Format, Interval, distance, format_of
+from bnfold.folding.expressions import Array, Expr, Leaf, Op, Shape
+from bnfold.parity.balls import Ball, enclose, multiply, two_sum
+from bnfold.parity.exact import Format, distance, format_of
+from bnfold.parity.pointwise import Points
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
+Rows: TypeAlias = Callable[[int, int, bool], Ball]  # the balls of some slices of the first axis; wide or not
 
 _BLOCK = 1 << 20  # elements at a time; the working set stays in the cache
+_FEW = 16  # elements of a block that are cheaper to compute exactly than all of it in 106 bits
 _EXPONENT = np.int64(0x7FF0000000000000)
-_SPLITTER = 134217729.0  # 2**27 + 1: halves a 53-bit significand
-# Between these the products below neither overflow nor lose their error term to underflow.
-_TINY, _HUGE = 2.0**-900, 2.0**900
-# Error of fl(hi * w) against (hi + lo) * w: half an ulp of the product, half an ulp of hi, both at most 2**-53.
-_FIRST_ERROR = 2.0**-51
-# Error of the second residual r = (p - s) + (e + lo * w): four roundings of r or of terms below 2**-52 |p|, and
-# 2**-104 |p| for the truncation of the scale to hi + lo.
-_SECOND_ERROR = (2.0**-50, 2.0**-101)
+_SHARE = 16  # a factor is small if the tensor has this many times its elements
+_UP = 1 + 2.0**-48  # for the roundings of a comparison
 
 
 @dataclass(frozen=True)
@@ -43,104 +42,156 @@ class Distances:
     worst_index: tuple[int, ...]
 
 
-def measure_vector(exact: Sequence[Interval], shipped: Array) -> Distances:
-    """Compare a vector with exact values, element by element. exact, shipped: (C,)."""
-    form = format_of(shipped.dtype)
-    found = [distance(truth, float(value), form) for truth, value in zip(exact, shipped, strict=True)]
-    ulps = [ulp for ulp, _ in found]
-    worst = int(np.argmax(ulps)) if ulps else 0
-    index = (worst,) if ulps else ()
-    return Distances(len(found), sum(not nearest for _, nearest in found), max(ulps, default=0.0), index)
+def measure(expr: Expr, shipped: Array) -> Distances:
+    """Compare a tensor with the expression that it should be, rounded once. One shape.
 
-
-def measure_product(weight: Array, shipped: Array, scale: Sequence[Interval], channels: Array) -> Distances:
-    """Compare `shipped` with `scale[channels] * weight`.
-
-    weight, shipped: one shape and one dtype. channels: int64, (shape[0], 1) or shape[:2]: the output channel of each
-    element by its first two indices. scale: (O,).
+    Raises ParityError when the expression has no finite, real value in some place.
     """
     form = format_of(shipped.dtype)
-    rows, columns = channels.shape
-    view = (rows, columns, -1) if weight.size else (rows, columns, 0)
-    source, target = weight.reshape(view), shipped.reshape(view)
-    leading = [value.leading() for value in scale]
-    high = np.array([part[0] for part in leading], np.float64)
-    low = np.array([part[1] for part in leading], np.float64)
-    sharp = np.array([part[2] for part in leading], np.bool_)
-    step = max(1, _BLOCK // max(1, columns * source.shape[2]))
-    count, worst, where = 0, -1.0, 0
-    for start in range(0, rows, step):
-        part = channels[start : start + step]
-        shape = source[start : start + step].shape
-        of = np.broadcast_to(part[:, :, None], shape).reshape(-1)
-        block = _Block(
-            source[start : start + step].reshape(-1), target[start : start + step].reshape(-1), of, scale, form
-        )
-        wrong, ulps = block.judge(high, low, sharp)
-        count += wrong
-        if ulps.size and (peak := float(ulps.max())) > worst:
-            worst, where = peak, start * columns * source.shape[2] + int(ulps.argmax())
-    if not weight.size:
+    if not shipped.size:
         return Distances(0, 0, 0.0, ())
-    index = tuple(int(i) for i in np.unravel_index(where, weight.shape))
-    row, column, _ = np.unravel_index(where, source.shape)
-    truth = scale[int(channels[row, column])] * Interval.of(float(weight[index]))
-    return Distances(weight.size, count, distance(truth, float(shipped[index]), form)[0], index)
+    points = Points(expr)
+    shape = shipped.shape or (1,)
+    values = shipped.reshape(shape)
+    rows = _product_rows(expr, shape) or _Whole(expr, shape).rows
+    step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+    count, worst, where = 0, -1.0, 0
+    for start in range(0, shape[0], step):
+        block = _Block(values[start : start + step], start, rows, points, expr.shape, form)
+        wrong, ulps = block.judge()
+        count += wrong
+        if (peak := float(ulps.max())) > worst:
+            worst, where = peak, start * math.prod(shape[1:]) + int(ulps.argmax())
+    index = _at(where, expr.shape)
+    ulps_there, _ = distance(points.at(index), float(shipped[index]), form)
+    return Distances(shipped.size, count, ulps_there, index)
+
+
+@dataclass
+class _Whole:
+    """An expression that is enclosed as a whole, each kind of ball once."""
+
+    expr: Expr
+    shape: Shape
+    found: dict[bool, Ball] = field(default_factory=dict)
+
+    def rows(self, start: int, stop: int, wide: bool) -> Ball:
+        if wide not in self.found:
+            self.found[wide] = enclose(self.expr, wide=wide).each(lambda part: part.reshape(self.shape))
+        return self.found[wide].each(lambda part: part[start:stop])
+
+
+def _product_rows(expr: Expr, shape: Shape) -> Rows | None:
+    """The rows of one constant times small factors, block by block; None for any other expression."""
+    large: list[Expr] = []
+    small: list[Expr] = []
+    stack = [expr]
+    while stack:
+        node = stack.pop()
+        if isinstance(node, Op) and node.kind == "mul":
+            stack += node.args
+        else:
+            (small if math.prod(node.shape) * _SHARE <= math.prod(shape) else large).append(node)
+    if len(large) != 1 or not isinstance(large[0], Leaf) or large[0].shape != shape:
+        return None
+    source, factors = large[0].tensor.load(), dict[bool, list[Ball]]()
+
+    def rows(start: int, stop: int, wide: bool) -> Ball:
+        if wide not in factors:
+            factors[wide] = [_ranked(enclose(factor, wide=wide), len(shape)) for factor in small]
+        ball = Ball(source[start:stop].astype(np.float64))
+        for factor in factors[wide]:
+            part = factor if factor.hi.shape[0] == 1 else factor.each(lambda x: x[start:stop])
+            ball = multiply(ball, part, wide=wide)
+        return ball
+
+    return rows
+
+
+def _ranked(ball: Ball, rank: int) -> Ball:
+    return ball.each(lambda part: part.reshape((1,) * (rank - part.ndim) + part.shape))
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Some elements, flat: weight and shipped in their dtype, the channel of each, all scales."""
+    """Some rows of a tensor, the first of them at `start`. shape: of the whole tensor, as the expression has it."""
 
-    weight: Array
     shipped: Array
-    channels: Array
-    scale: Sequence[Interval]
+    start: int
+    rows: Rows
+    points: Points
+    shape: Shape
     form: Format
 
-    def judge(self, high: F64, low: F64, sharp: Array) -> tuple[int, F64]:
+    def judge(self) -> tuple[int, F64]:
         """(number not nearest, ulps of each element)."""
-        with np.errstate(all="ignore"):
-            w, s = self.weight.astype(np.float64), self.shipped.astype(np.float64)
-            product = high[self.channels] * w
-            rest = np.abs(product - s)
-            ulps = rest / _ulp(product, self.form)
-            outer = _ulp(s, self.form)
-            half = np.where(_is_power(s), outer * 0.25, outer * 0.5)
-            certain = rest + _FIRST_ERROR * np.abs(product) <= half
-            certain &= sharp[self.channels] & _in_range(product, w)
-        broken = ~np.isfinite(s)
-        ulps[broken] = np.inf
-        left = np.flatnonzero(~certain & ~broken)
-        wrong = int(broken.sum())
-        if left.size:
-            more, ulps[left] = self._judge_left(left, w[left], s[left], high, low, sharp)
-            wrong += more
+        s = self.shipped.reshape(-1).astype(np.float64)
+        is_wide = self.form.bits > 24
+        ulps = np.zeros(s.shape)
+        left = np.arange(0)
+        wrong = 0
+        for wide in (True,) if is_wide else (False, True):
+            ball = self._ball(wide)
+            if wide == is_wide:
+                near, far, ulps = _judged(ball, s, self.form)
+                left = np.flatnonzero(~(near | far))
+                wrong = int(far.sum())
+            elif left.size > _FEW:
+                near, far, ulps[left] = _judged(ball.each(lambda part: part[left]), s[left], self.form)  # noqa: B023
+                wrong += int(far.sum())
+                left = left[~(near | far)]
+            if left.size <= _FEW:
+                break
+        for at in left:
+            index = _at(self.start * (s.size // len(self.shipped)) + int(at), self.shape)
+            ulps[at], nearest = distance(self.points.at(index), float(s[at]), self.form)
+            wrong += not nearest
         return wrong, ulps
 
-    def _judge_left(self, left: Array, w: F64, s: F64, high: F64, low: F64, sharp: Array) -> tuple[int, F64]:
-        of = self.channels[left]
-        with np.errstate(all="ignore"):
-            product, error = _two_product(high[of], w)
-            rest = (product - s) + (error + low[of] * w)
-            size = np.abs(rest)
-            bound = _SECOND_ERROR[0] * size + _SECOND_ERROR[1] * np.abs(product)
-            half = 0.5 * _gap(s, rest, self.form)
-            ulps = size / _ulp(product, self.form)
-            usable = sharp[of] & _in_range(product, w) & np.isfinite(error)
-            near = usable & (size + bound <= half)
-            far = usable & (size - bound > half)
-        wrong = int(far.sum())
-        for at in np.flatnonzero(~(near | far)):
-            truth = self.scale[int(of[at])] * Interval.of(float(w[at]))
-            ulps[at], nearest = distance(truth, float(s[at]), self.form)
-            wrong += not nearest
-        return wrong, cast(F64, ulps)
+    def _ball(self, wide: bool) -> Ball:
+        ball = self.rows(self.start, self.start + len(self.shipped), wide).spread(self.shipped.shape)
+        return ball.each(lambda part: part.reshape(-1))
 
 
-def _in_range(product: F64, w: F64) -> Array:
-    size = np.abs(product)
-    return cast(Array, ((size > _TINY) & (size < _HUGE)) | (w == 0.0))
+def _judged(ball: Ball, s: F64, form: Format) -> tuple[Array, Array, F64]:
+    """(certainly nearest, certainly not, ulps) of shipped values, flat, against balls."""
+    with np.errstate(all="ignore"):
+        ulp = _ulp(ball.hi, form)
+        outer = _ulp(s, form)
+        rest = ball.hi - s
+        if ball.lo is None:  # the quick way first
+            ulps = np.abs(rest) / ulp
+            bound = np.abs(rest) + (0.0 if ball.rad is None else ball.rad)
+            near = bound * _UP <= np.where(_is_power(s), outer * 0.25, outer * 0.5)
+            far = np.zeros(s.shape, np.bool_)
+            left = np.flatnonzero(~near)
+            part = ball.each(lambda part: part[left])
+            near[left], far[left], ulps[left] = _closely(part, s[left], form)
+        else:
+            near, far, ulps = _closely(ball, s, form)
+    broken = ~np.isfinite(s)
+    ulps[broken] = np.inf
+    return near & ~broken, far | broken, ulps
+
+
+def _closely(ball: Ball, s: F64, form: Format) -> tuple[Array, Array, F64]:
+    """As `_judged`, with every error accounted for, so that also an exact tie is known to be one."""
+    rest, error = two_sum(ball.hi, -s)
+    error, lost = two_sum(error, np.zeros(()) if ball.lo is None else ball.lo)
+    rest, more = two_sum(rest, error)
+    bound = np.abs(lost) + np.abs(more) + (0.0 if ball.rad is None else ball.rad)
+    size, is_exact = np.abs(rest), bound == 0.0
+    outer = _ulp(s, form)
+    inner = np.where(_is_power(s) & (outer > form.smallest), outer * 0.5, outer)
+    gap = np.where(size > bound * _UP, np.where(np.sign(rest) == -np.sign(s), inner, outer), 0.0)
+    low, high = 0.5 * np.where(gap == 0.0, inner, gap), 0.5 * np.where(gap == 0.0, outer, gap)
+    near = np.where(is_exact, size <= low, (size + bound) * _UP <= low)
+    far = np.where(is_exact, size > high, size - bound * _UP > high * _UP)
+    return near, far, size / _ulp(ball.hi, form)
+
+
+def _at(place: int, shape: Shape) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(place, shape)) if shape else ()
 
 
 def _floor_power(value: F64) -> F64:
@@ -155,20 +206,3 @@ def _is_power(value: F64) -> Array:
 def _ulp(value: F64, form: Format) -> F64:
     """The spacing of the format at |value|, outwards."""
     return cast(F64, np.maximum(_floor_power(value) * 2.0 ** (1 - form.bits), form.smallest))
-
-
-def _gap(value: F64, towards: F64, form: Format) -> F64:
-    """The distance from a number of the format to the next one on the side of the sign of `towards`."""
-    outer = _ulp(value, form)
-    inwards = (np.sign(towards) == -np.sign(value)) & _is_power(value) & (outer > form.smallest)
-    return cast(F64, np.where(inwards, outer * 0.5, outer))
-
-
-def _two_product(a: F64, b: F64) -> tuple[F64, F64]:
-    """a * b as a rounded product and its exact error."""
-    product = a * b
-    a_high = (t := _SPLITTER * a) - (t - a)
-    b_high = (t := _SPLITTER * b) - (t - b)
-    a_low, b_low = a - a_high, b - b_high
-    error = ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
-    return product, error

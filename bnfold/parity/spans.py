@@ -11,7 +11,7 @@ from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper
 
 from bnfold.errors import ParityError
-from bnfold.parity.certificate import Site
+from bnfold.parity.sites import Site
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -48,15 +48,27 @@ class Spans:
 
     def reader(self, tensor: str) -> onnx.NodeProto:
         """The one node that reads a tensor."""
-        found: list[onnx.NodeProto] = [node for node in self.model.graph.node if tensor in node.input]
+        found = self._readers(tensor)
         if len(found) != 1:
             raise ParityError(f"tensor '{tensor}' has {len(found)} readers in the folded model; expected one")
         return found[0]
 
-    def folded(self, site: Site, dtype: int, rank: int) -> bytes:
-        """The folded linear of a site, with the addition of its bias where that is a node of its own."""
-        self.reader(site.weight)
-        return self.cut(site.linear.input, self.reader(site.bias).output[0], dtype, rank)
+    def folded(self, site: Site, dtype: int, rank: int) -> tuple[str, bytes]:
+        """The folded linear of a site, with the addition of its bias where that is a node of its own.
+
+        Gives the name of its input, which may be another one than in the reference, and the model.
+        """
+        last = self.reader(site.bias or site.weight)
+        readers = self._readers(site.weight)
+        linear = last if site.weight in last.input else self._writers.get(last.input[0])
+        if linear is None or not any(linear is node for node in readers):
+            raise ParityError(
+                f"tensor '{site.weight}' has {len(readers)} readers in the folded model, not that of the bias"
+            )
+        return linear.input[0], self.cut(linear.input[0], last.output[0], dtype, rank)
+
+    def _readers(self, tensor: str) -> list[onnx.NodeProto]:
+        return [node for node in self.model.graph.node if tensor in node.input]
 
     def absolute(self, site: Site, weight: Array, rank: int) -> onnx.ModelProto:
         """The linear of a site alone, in float64, with this weight, no bias, alpha = 1."""

@@ -68,10 +68,8 @@ def test_never_calls_the_arithmetic_of_the_fold(monkeypatch: pytest.MonkeyPatch)
     def forbidden(*_: Any) -> None:
         raise AssertionError("the certificate called the fold")
 
-    # Planning asks whether a folded bias would overflow; what is folded and rounded, it may not ask.
-    for owner, name in (
-        (algebra, "fold_weight"), (algebra, "round_to"), (SetWeights, "weight"), (SetWeights, "bias"),
-    ):  # fmt: skip
+    # Planning asks whether a folded weight would overflow; what it is, rounded, it may not ask.
+    for owner, name in ((algebra, "rounded"), (SetWeights, "weight_values"), (SetWeights, "bias_values")):
         monkeypatch.setattr(owner, name, forbidden)
     assert judged(model, folded).holds
 
@@ -132,7 +130,7 @@ def test_catches_the_channel_order_of_grouped_transposed_convolutions() -> None:
 
 
 def _scales(site: Any) -> Any:
-    from bnfold.parity.certificate import exact_map
+    from bnfold.parity.sites import exact_map
 
     return exact_map(site.absorbed, site.linear.channels)[0]
 
