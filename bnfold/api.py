@@ -63,7 +63,7 @@ def fold(
     if kind == "ir":
         folded, report, fold_map = onnx_graph.fold(source, keep=keep, moves=moves)
         return FoldResult(onnx_file.own_tensors(folded), report, fold_map)
-    model = onnx_file.from_proto(source) if kind == "proto" else onnx_file.load_model(source)
+    model = onnx_file.from_proto(source, hold=True) if kind == "proto" else onnx_file.load_model(source)
     folded, report, fold_map = onnx_graph.fold(model, keep=keep, moves=moves)
     return FoldResult(onnx_file.to_proto(folded, consume=True), report, fold_map)
 

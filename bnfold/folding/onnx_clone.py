@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from bnfold.errors import FoldError
 from bnfold.folding.expressions import Array
+from bnfold.folding.onnx_tensors import let_go
 
 
 def clone_of(model: ir.Model) -> ir.Model:
@@ -198,6 +199,8 @@ class Clone:
             self._dead.append(producer)
         elif value.is_initializer():
             self._unused.append(value)
+            if not value.uses():
+                let_go(value.const_value)
 
     def _graphs(self) -> list[ir.Graph]:
         return [self._graph, *self._graph.subgraphs()]

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
 from bnfold.errors import FoldError
+from bnfold.folding.onnx_tensors import held, let_go, stored
 from bnfold.folding.onnx_wire import LARGE, WHOLE, map_file, mapped_tensor, split
 
 OLDEST_OPSET = 7  # older operators broadcast and normalise by other rules
@@ -48,8 +49,11 @@ def load_model(path: Path | str) -> ir.Model:
     return model
 
 
-def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model") -> ir.Model:
-    """A model in memory as ONNX IR. Raises FoldError when the ONNX checker refuses it, or its data are in a file."""
+def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model", *, hold: bool = False) -> ir.Model:
+    """A model in memory as ONNX IR. Raises FoldError when the ONNX checker refuses it, or its data are in a file.
+
+    hold: keep large weights once they are read, until they are let go; asking a message for its data copies them.
+    """
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             raise FoldError(
@@ -58,7 +62,11 @@ def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model") -> ir.Mode
             )
         _check_data(tensor, label)
     _check(_without_data(proto), label)
-    return _from_proto(proto, label)
+    model = _from_proto(proto, label)
+    for value in model.graph.initializers.values() if hold else ():
+        if isinstance(value.const_value, ir.serde.TensorProtoTensor) and _is_large(value.const_value.raw):
+            value.const_value = held(value.const_value)
+    return model
 
 
 def to_proto(model: ir.Model, *, consume: bool = False) -> onnx.ModelProto:
@@ -84,9 +92,10 @@ def to_proto(model: ir.Model, *, consume: bool = False) -> onnx.ModelProto:
             name = target.name
             value, tensor = large.pop(name)
             target.Clear()
-            ir.serde.serialize_tensor_into(target, tensor)
+            ir.serde.serialize_tensor_into(target, stored(tensor))
             target.name = name
             if consume:
+                let_go(tensor)
                 value.const_value = None
     return proto
 
@@ -183,16 +192,23 @@ def _without_data(proto: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.SetInParent()
     for tensor in proto.graph.initializer:
         added = light.graph.initializer.add()
-        if tensor.ByteSize() < LARGE or tensor.data_type not in WHOLE:
-            added.CopyFrom(tensor)
-        else:
+        if _is_large(tensor):
             _empty(added, tensor.name, tensor.data_type)
+        else:
+            added.CopyFrom(tensor)
     for tensor in _tensors(light):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             name, data_type = tensor.name, tensor.data_type
             tensor.Clear()
             _empty(tensor, name, data_type)
     return light
+
+
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    """True for raw data of LARGE bytes or more, if their length has been checked."""
+    if tensor.data_type not in WHOLE or not tensor.HasField("raw_data"):
+        return False
+    return bool(math.prod(tensor.dims) * ir.DataType(tensor.data_type).itemsize >= LARGE)
 
 
 def _empty(tensor: onnx.TensorProto, name: str, data_type: int) -> None:
@@ -217,7 +233,7 @@ def _check_data(tensor: onnx.TensorProto, label: str) -> None:
     elements, itemsize = math.prod(tensor.dims), int(ir.DataType(tensor.data_type).itemsize)
     found = {field: len(getattr(tensor, field)) for field in _COUNTED}
     if tensor.HasField("raw_data"):
-        found["raw_data"] = _raw_length(tensor)
+        found["raw_data"] = len(tensor.raw_data)
     wanted = elements * itemsize if found.get("raw_data") else elements
     if min(tensor.dims, default=0) < 0 or sorted(filter(None, found.values())) != [wanted] * (
         elements > 0 and not is_external
@@ -230,26 +246,7 @@ def _check_data(tensor: onnx.TensorProto, label: str) -> None:
         )
 
 
-def _raw_length(tensor: onnx.TensorProto) -> int:
-    """The length of raw data. Of large ones by the size of the message, because asking for the data copies them."""
-    total = tensor.ByteSize()
-    if total < LARGE:
-        return len(tensor.raw_data)
-    head = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
-    rest = int(total - head.ByteSize())
-    if all(field in _HEAD for field in tensor.DESCRIPTOR.fields_by_name if field != "raw_data" and _has(tensor, field)):
-        return rest - 1 - next(size for size in range(1, 11) if rest - 1 - size < 1 << 7 * size)
-    return len(tensor.raw_data)
-
-
-def _has(tensor: onnx.TensorProto, field: str) -> bool:
-    if tensor.DESCRIPTOR.fields_by_name[field].is_repeated:
-        return len(getattr(tensor, field)) > 0
-    return bool(tensor.HasField(field))
-
-
 _COUNTED = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
-_HEAD = {"name", "data_type", "dims"}
 
 
 def _tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
