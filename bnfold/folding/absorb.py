@@ -31,10 +31,14 @@ class Changes:
         return [*self.linears, *self.norms]
 
 
-def norm_problem(state: NormState) -> Reason | None:
-    """Why a norm cannot take another map in: it is kept by name, or is no fixed affine map."""
+def norm_problem(state: NormState, wanted: AffineMap) -> Reason | None:
+    """Why a norm cannot take another map in: it is kept by name, is no fixed map, or runs over another axis."""
     if state.norm.refusal or state.norm.obstacle:
         return Reason("NO_LINEAR_BEFORE", f"{state.norm.label} is beside it, and may not be touched")
+    if state.map is None:
+        return Reason("AXIS_UNKNOWN", f"the rank of the input of {state.norm.label} is not known")
+    if len(wanted.axes | state.map.axes) > 1:
+        return Reason("AXIS_MISMATCH", f"{state.norm.label} beside it runs over another axis")
     return None
 
 

@@ -16,7 +16,7 @@ from bnfold.folding import algebra
 from bnfold.folding.affine import AffineMap, map_of
 from bnfold.folding.edits import AddConstant, Bypass, Edit, Redirect, SetSlope
 from bnfold.folding.expressions import Expr, Leaf, size_of
-from bnfold.folding.facts import GRAPH_OUTPUT, Carrier, Graph, Linear, Node, Norm, Reason, read_by
+from bnfold.folding.facts import GRAPH_OUTPUT, Carrier, Graph, Linear, Node, Norm, Opaque, Reason, read_by
 from bnfold.folding.weights import Weights, weights_of
 
 Slot = tuple[str, int]  # a reader: the id of a node, and which of its inputs
@@ -80,6 +80,7 @@ class Bench:
             for slot, value in enumerate(read_by(node)):
                 self._readers.setdefault(value, []).append((node.id, slot))
             self._enter(node)
+        self.measured = {value for node in graph.nodes if isinstance(node, Opaque) for value in node.measures}
         for slot, value in enumerate(graph.outputs):
             self._readers.setdefault(value, []).append((GRAPH_OUTPUT, slot))
 

@@ -71,12 +71,11 @@ def _downstream_norm(
 ) -> Reason | None:  # fmt: skip
     """Give a map to a norm behind: it takes it in; a bias or factor alone goes along."""
     state = bench.norms[node.id]
-    blocked = norm_problem(state)
-    if blocked:
+    moving = given[bench.input_of(node)]
+    blocked = norm_problem(state, moving)
+    if blocked or state.map is None:
         return blocked
-    if state.map is None:
-        return Reason("AXIS_UNKNOWN", f"the rank of the input of {node.label} is not known")
-    together = after(state.map, given[bench.input_of(node)])
+    together = after(state.map, moving)
     if node.is_norm:
         changes.norms[node.id] = together
         return None

@@ -162,7 +162,10 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Opaque:
-    """A node of which nothing is known but what it reads and writes; `why` says it of a linear that is no fact."""
+    """A node of which nothing is known but what it reads and writes; `why` says it of a linear that is no fact.
+
+    `measures`: values of which it reads the shape alone; they are no inputs.
+    """
 
     id: str
     name: str
@@ -170,6 +173,7 @@ class Opaque:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     why: Reason | None = None
+    measures: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:

@@ -105,8 +105,7 @@ class _Reading:
         reader = Reader(self.constants, self.root, self._opaque, self.opset)
         nodes: list[Node] = []
         for node in self.graph:
-            # A function may bear the name of a standard operator; which of the two is meant is the runtime's choice.
-            is_standard = node.domain == "" and node.op_identifier() not in self.model.functions
+            is_standard = self._is_standard(node)
             if is_standard and self.constants.take(node):
                 continue
             self._count_uses(node)
@@ -174,14 +173,21 @@ class _Reading:
     def _opaque(self, node: ir.Node, why: Reason | None = None) -> Opaque:
         inputs = [value for value in (*node.inputs, *_captured(node)) if value is not None]
         outputs = tuple(str(value.name) for value in node.outputs if value.name)
+        read = tuple(self.root(value) for value in inputs)
+        measures = node.op_type in ("Shape", "Size") and self._is_standard(node)
         return Opaque(
             id=outputs[0] if outputs else self._fresh(node.op_type),
             name=_label(node),
             kind=node.op_type,
-            inputs=tuple(self.root(value) for value in inputs),
+            inputs=() if measures else read,
             outputs=outputs,
             why=why,
+            measures=read if measures else (),
         )
+
+    def _is_standard(self, node: ir.Node) -> bool:
+        # A function may bear the name of a standard operator; which of the two is meant is the runtime's choice.
+        return node.domain == "" and node.op_identifier() not in self.model.functions
 
     def _out_of_reach(self, node: ir.Node) -> Iterator[Norm]:
         """Norms in the subgraphs of a node, or in functions that are called by it or in them: listed, not touched."""

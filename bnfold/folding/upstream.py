@@ -141,11 +141,9 @@ class _Upstream:
 
     def _into_norm(self, node: Norm, wanted: AffineMap) -> Reason | None:
         state = self.bench.norms[node.id]
-        blocked = norm_problem(state)
-        if blocked:
+        blocked = norm_problem(state, wanted)
+        if blocked or state.map is None:
             return blocked
-        if state.map is None:
-            return Reason("AXIS_UNKNOWN", f"the rank of the input of {node.label} is not known")
         together = after(wanted, state.map)
         if node.is_norm:
             self.changes.norms[node.id] = together

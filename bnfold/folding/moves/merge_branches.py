@@ -75,7 +75,7 @@ def terms_of(bench: Bench, carrier: Carrier, sign: int = 1) -> Iterator[Term]:
     for slot, value in enumerate(bench.inputs(carrier)):
         node = bench.producer(value)
         own = sign * rule.signs[slot]
-        is_alone = bench.readers(value) == [(carrier.id, slot)]
+        is_alone = bench.readers(value) == [(carrier.id, slot)] and value not in bench.measured
         if is_alone and isinstance(node, Carrier) and isinstance(node.rule, Sum) and _is_plain(bench, node):
             yield from terms_of(bench, node, own)
         elif is_alone and isinstance(node, Linear) and value not in bench.sealed:

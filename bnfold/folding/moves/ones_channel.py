@@ -96,7 +96,7 @@ def _reader(bench: Bench, state: NormState) -> LinearState | None:
     norm = state.norm
     if not norm.is_norm or obstacle(state) is not None or state.map is None or is_zero(state.map.shift):
         return None
-    readers = bench.readers(norm.output)
+    readers = bench.readers(norm.output) if norm.output not in bench.measured else []
     node = bench.graph.by_id.get(readers[0][0]) if len(readers) == 1 else None
     if not isinstance(node, Linear) or node.axis is None or not state.map.axes <= {node.axis}:
         return None
@@ -110,7 +110,8 @@ def _writer(bench: Bench, state: NormState) -> tuple[LinearState | None, float, 
     fixed = 1.0
     value = bench.input_of(state.norm)
     while True:
-        if len(bench.readers(value)) != 1 or value in bench.sealed:
+        # Who reads the shape of a value would see the channel.
+        if len(bench.readers(value)) != 1 or value in bench.sealed or value in bench.measured:
             return None, fixed, between
         between.append(value)
         node = bench.producer(value)
