@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -88,6 +88,8 @@ class _NotAModule(Exception):
 
 def _edit_modules(copy: nn.Module, program: ExportedProgram, edits: Sequence[Edit]) -> None:
     nodes = {node.name: node for node in program.graph.nodes}
+    sites = _sites(program)
+    gone = {nodes[name] for edit in edits if isinstance(edit, Bypass) for name in edit.norm.nodes}
     for edit in edits:
         match edit:
             case SetWeights():
@@ -98,7 +100,7 @@ def _edit_modules(copy: nn.Module, program: ExportedProgram, edits: Sequence[Edi
                 _set(linear, "weight", edit.weight_values())
                 _set(linear, "bias", edit.bias_values())
             case Bypass():
-                _replace(copy, _norm_path(program, [nodes[name] for name in edit.norm.nodes]))
+                _replace(copy, _norm_path(sites, [nodes[name] for name in edit.norm.nodes], gone))
 
 
 def _set(linear: nn.Module, name: str, array: Array | None) -> None:
@@ -131,13 +133,31 @@ def _path(node: Node) -> str:
     return path
 
 
-def _norm_path(program: ExportedProgram, nodes: Sequence[Node]) -> str:
-    """The module whose call is exactly these nodes, constants and reads of metadata aside."""
+def _sites(program: ExportedProgram) -> dict[str, list[Node]]:
+    """The nodes that compute something from the inputs, by every module in whose call they were traced."""
+    inputs = set(program.graph_signature.user_inputs)
+    data: set[Node] = set()
+    sites: dict[str, list[Node]] = {}
+    for node in program.graph.nodes:
+        is_data = node.name in inputs or (node.op == "call_function" and any(i in data for i in node.all_input_nodes))
+        if not is_data or operator_of(node) in METADATA:
+            continue
+        data.add(node)
+        path = _path(node) if node.op == "call_function" else ""
+        while path:
+            sites.setdefault(path, []).append(node)
+            path = path.rpartition(".")[0]
+    return sites
+
+
+def _norm_path(sites: Mapping[str, Sequence[Node]], nodes: Sequence[Node], gone: set[Node]) -> str:
+    """The module whose calls are these nodes and others that go away too."""
     path = _path(nodes[0])
     while path:
-        inside = [node for node in program.graph.nodes if _path(node) == path or _path(node).startswith(f"{path}.")]
-        if set(nodes) <= set(inside):
-            return path
+        if set(nodes) <= set(sites[path]):
+            if set(sites[path]) <= gone:
+                return path
+            break
         path = path.rpartition(".")[0]
     raise _NotAModule(f"the norm at node {nodes[0].name} is no module of its own")
 
