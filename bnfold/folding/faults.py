@@ -18,9 +18,7 @@ def refuse_unsound(graph: Graph, checked: Graph | None = None) -> Graph:
     """
     known = {id(node) for node in checked.nodes} if checked is not None else set()
     nodes = tuple(
-        _judged(node)
-        if isinstance(node, Norm) and not node.refusal and id(node) not in known
-        else node
+        _judged(node) if isinstance(node, Norm) and not node.refusal and id(node) not in known else node
         for node in graph.nodes
     )
     return graph.with_nodes(nodes)

@@ -86,7 +86,7 @@ def rounded(expr: Expr, dtype: str) -> Array:
                 done[id(node)] = movement(node, node.shape)(done[id(node.of)])
             else:
                 done[id(node)] = _computed(node, target, source)
-    return np.array(done[id(expr)], target, order="C", copy=True)
+    return np.asarray(done[id(expr)], target, order="C")  # what was computed is nobody else's
 
 
 def _movements(expr: Expr) -> list[Expr]:
@@ -108,9 +108,10 @@ def _movements(expr: Expr) -> list[Expr]:
 
 def _computed(expr: Expr, target: np.dtype[Any], source: Source) -> Array:
     """The rounded values of an operation, a sum or a constant."""
-    known, is_odd = _small_parts(expr)
-    if id(expr) in known or is_odd:
-        return round_to(evaluate(expr, known), target)
+    sizes = {id(node): math.prod(node.shape) for node in walk(expr)}
+    if max(sizes.values()) <= _SMALL or 0 in sizes.values():
+        return round_to(evaluate(expr), target)
+    known = _small_parts(expr, sizes)
     expr = regrouped(expr, known)
     if target.name != "float64":
         try:
@@ -125,19 +126,18 @@ def _computed(expr: Expr, target: np.dtype[Any], source: Source) -> Array:
     return out
 
 
-def _small_parts(expr: Expr) -> tuple[Memo, bool]:
-    """The values of what an expression is made of that is small, and whether any part has no elements at all."""
+def _small_parts(expr: Expr, sizes: dict[int, int]) -> Memo:
+    """The values of what an expression is made of that is small. sizes: number of elements of each node, by id."""
     nodes = list(walk(expr))
-    sizes = {id(node): math.prod(node.shape) for node in nodes}
     limit = max(_SMALL, min(_BLOCK, max(sizes.values()) // 16))
     peaks: dict[int, int] = {}
-    known: Memo = {}
     for node in nodes:
         peaks[id(node)] = max([sizes[id(node)], *(peaks[id(part)] for part in operands(node))])
+    known: Memo = {}
     for node in reversed(nodes):  # the largest parts first: what they are made of is known with them
         if peaks[id(node)] <= limit and id(node) not in known:
             evaluate(node, known)
-    return known, 0 in sizes.values()
+    return known
 
 
 def _row_axis(shape: Shape) -> int | None:

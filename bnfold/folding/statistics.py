@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.expressions import ONE, ZERO, Array, Expr, Op, Scalar, View, leaves
+from bnfold.folding.expressions import ONE, ZERO, Array, Expr, Op, Scalar, Total, View, leaves, walk
 from bnfold.folding.facts import Norm, Statistics, Step
 
 
@@ -55,7 +55,7 @@ def _values(expr: Expr) -> Array:
 
 
 def _computes(expr: Expr) -> bool:
-    return _computes(expr.of) if isinstance(expr, View) else isinstance(expr, Op)
+    return any(isinstance(node, Op | Total) for node in walk(expr))
 
 
 def _variance(step: Step) -> tuple[Expr, Expr] | None:

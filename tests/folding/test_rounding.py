@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tracemalloc
 from fractions import Fraction
 from typing import Any
 
@@ -286,6 +287,21 @@ def test_the_result_is_an_array_of_its_own():
         found[:] = 2.0
         assert found.flags.c_contiguous
     assert values.sum() == 120
+
+
+def test_a_large_tensor_is_rounded_without_large_copies_of_it(monkeypatch):
+    monkeypatch.setattr(rounding, "_SMALL", 1 << 12)
+    monkeypatch.setattr(rounding, "_BLOCK", 1 << 16)
+    size = 1 << 22
+    w = leaf("w", np.ones((1 << 11, size >> 11), np.float32))
+    s = leaf("s", np.linspace(0.5, 2.0, 1 << 11).reshape(-1, 1))
+    whole = mul(s, w)
+    for expr, result in ((whole, 4 * size), (View(whole, (size,)), 4 * size), (Total(whole, (1,)), 0)):
+        tracemalloc.start()
+        algebra.rounded(expr, "float32")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < result + 100 * (1 << 16), "a few blocks in float64, and the result"
 
 
 def test_products_of_many_factors_are_made_in_few_passes(monkeypatch):
