@@ -20,7 +20,7 @@ import onnx_ir as ir
 from bnfold.errors import ParityError
 from bnfold.folding.edits import AddConstant, SetAffine, SetSlope, SetWeights
 from bnfold.folding.expressions import Array, Expr, size_of, spread, view
-from bnfold.folding.facts import Graph
+from bnfold.folding.facts import Graph, Norm
 from bnfold.folding.onnx_edits import FoldMap, NewTensor, fold_map_of, replay
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import Plan, make_plan
@@ -155,15 +155,33 @@ def _sites(plan: Plan, tensors: Sequence[NewTensor]) -> Iterator[Site]:
     for edit in plan.edits:
         if isinstance(edit, SetWeights):
             bias = "" if edit.bias is None else next(biases)
-            if edit.behind:
-                yield Site(edit.linear, edit.behind, weights[id(edit.weight)], bias)
+            behind = _behind(edit, plan)
+            if behind:
+                yield Site(edit.linear, behind, weights[id(edit.weight)], bias)
+
+
+def _behind(edit: SetWeights, plan: Plan) -> tuple[Norm, ...]:
+    """The norms right behind a linear whose absorption is all that is done to it; none for any other edit."""
+    if edit.behind is not None:
+        return edit.behind
+    linear, end = edit.linear, edit.linear.output
+    is_same = (edit.weight.shape, edit.window, edit.groups) == (linear.weight.shape, linear.window, linear.groups)
+    if edit.merged or not is_same:
+        return ()
+    for norm in edit.norms:
+        if norm.input != end:
+            return ()
+        end = norm.output
+    elsewhere = (other.norms for other in plan.edits if isinstance(other, SetAffine | AddConstant | SetSlope))
+    ids = {norm.id for norms in elsewhere for norm in norms}
+    return () if any(norm.id in ids for norm in edit.norms) else edit.norms
 
 
 def _others(plan: Plan) -> Iterator[str]:
     """What is changed by edits that are no site."""
     for edit in plan.edits:
         match edit:
-            case SetWeights() if not edit.behind:
+            case SetWeights() if not _behind(edit, plan):
                 yield edit.linear.label
             case SetAffine():
                 yield edit.norm.label

@@ -74,17 +74,17 @@ def check_sites(
     Raises ParityError when the reference itself cannot be run on them.
     """
     proto = to_proto(reference)
-    inner = [site.linear.input for site in sites]
+    before, after = Spans(proto), Spans(to_proto(folded))
+    inner = [before.source(site) for site in sites]
     try:
         session = open_session(with_outputs(proto, inner), optimise=False, threads=threads)
         activations = [{**batch, **run(session, batch)} for batch in batches]
     except BnfoldError as problem:
         raise ParityError(f"the reference cannot be run site by site: {problem}") from problem
     norms = read(reference).norms
-    before, after = Spans(proto), Spans(to_proto(folded))
     results = []
-    for site in sites:
-        inputs = [values[site.linear.input] for values in activations]
+    for site, source in zip(sites, inner, strict=True):
+        inputs = [values[source] for values in activations]
         gone = {node for norm in site.absorbed for node in norm.nodes}
         written = tuple(norm for norm in norms if norm.nodes and set(norm.nodes) <= gone)
         try:
@@ -100,13 +100,14 @@ def _check(
     rank = inputs[0].ndim
     dtype = onnx.helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
     target = site.absorbed[-1].output
-    unfolded = open_session(before.cut(site.linear.input, target, dtype, rank), optimise=False, threads=threads)
+    start = before.source(site)
+    unfolded = open_session(before.cut(start, target, dtype, rank), optimise=False, threads=threads)
     source, folded = after.folded(site, dtype, rank)
     linear = open_session(folded, optimise=False, threads=threads)
     bound = SiteBound.of(site, written, before, rank)
     worst = _result(site)
     for x in inputs:
-        (left,) = run(unfolded, {site.linear.input: x}).values()
+        (left,) = run(unfolded, {start: x}).values()
         (right,) = run(linear, {source: x}).values()
         found = compare(left, right, bound.evaluate(x), site)
         worst = _worse(worst, found)
@@ -143,7 +144,7 @@ class SiteBound:
 
     def evaluate(self, x: Array) -> F64:
         """The bound on the elementwise difference for an input: float64, in the shape of the linear's output."""
-        size = run_float64(self.operator, {self.site.linear.input: np.abs(x.astype(np.float64))})["output"]
+        size = run_float64(self.operator, {self.operator.graph.input[0].name: np.abs(x.astype(np.float64))})["output"]
         axis = _axis(self.site, size.ndim)
         shape = [1] * size.ndim
         shape[axis] = self.site.linear.channels

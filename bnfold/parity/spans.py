@@ -25,6 +25,10 @@ class Spans:
         self._order = {id(node): at for at, node in enumerate(model.graph.node)}
         self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
 
+    def source(self, site: Site) -> str:
+        """The value that the linear of a site reads, by its name in the reference."""
+        return str(self._linear(site).input[0])
+
     def cut(self, source: str, target: str, dtype: int, rank: int) -> bytes:
         """The span from one value to another as a model of its own, sizes left free. dtype: ONNX's number of it."""
         nodes: dict[int, onnx.NodeProto] = {}
@@ -67,18 +71,22 @@ class Spans:
             )
         return linear.input[0], self.cut(linear.input[0], last.output[0], dtype, rank)
 
+    def _linear(self, site: Site) -> onnx.NodeProto:
+        node: onnx.NodeProto | None = self._writers.get(site.linear.id)
+        if node is None:
+            raise ParityError(f"{site.linear.label} is not in the reference")
+        return node
+
     def _readers(self, tensor: str) -> list[onnx.NodeProto]:
         return [node for node in self.model.graph.node if tensor in node.input]
 
     def absolute(self, site: Site, weight: Array, rank: int) -> onnx.ModelProto:
         """The linear of a site alone, in float64, with this weight, no bias, alpha = 1."""
-        source = self._writers.get(site.linear.id)
-        if source is None:
-            raise ParityError(f"{site.linear.label} is not in the reference")
-        node = helper.make_node(source.op_type, [site.linear.input, "weight"], ["output"])
+        source = self._linear(site)
+        node = helper.make_node(source.op_type, [source.input[0], "weight"], ["output"])
         node.attribute.extend(a for a in source.attribute if a.name not in ("alpha", "beta"))
         tensor = numpy_helper.from_array(weight.astype(np.float64), "weight")
-        data = self._model([node], site.linear.input, "output", [tensor], onnx.TensorProto.DOUBLE, rank)
+        data = self._model([node], source.input[0], "output", [tensor], onnx.TensorProto.DOUBLE, rank)
         model: onnx.ModelProto = onnx.ModelProto.FromString(data)
         return model
 
