@@ -36,7 +36,6 @@ REMEDIES: Mapping[str, str] = {
     "PAD_VALUE": "a border of zeros, or one that repeats the data",
     "PER_ACTIVATION": "a norm with one mean and variance for each channel",
     "RESHAPE_UNPROVEN": "a reshape with known sizes that keeps the channel axis whole",
-    "SHARED_WEIGHT": "a weight of its own for each use (--moves all copies it)",
     "NEGATIVE_VARIANCE": "a variance from 0: check the checkpoint",
     "NON_FINITE_FOLD": "variance plus eps above 0 in every channel",
     "NON_FINITE_STATISTICS": "finite statistics: check the checkpoint",

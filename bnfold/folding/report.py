@@ -130,7 +130,7 @@ class FoldReport:
         rows = [((row.name, _place(row), row.outcome, _why(row)), row.outcome) for row in self.norms]
         parts = [draw(heads, rows, width=width, paint=paint)]
         notes = [paragraph(f"declined: {note}", width=width) for note in self.declined_notes()]
-        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), self.summary()])
+        return "\n\n".join([*parts, *(["\n".join(notes)] if notes else []), paragraph(self.summary(), width=width)])
 
     def to_numbers(self, *, width: int | None = None) -> str:
         """What the fold does to the numbers, as text: of each norm, and of each linear that has a bound."""
