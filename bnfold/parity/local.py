@@ -36,6 +36,7 @@ class SiteResult:
     """One site. worst_ratio: the largest |folded - unfolded| / bound, at worst_channel; below 1 the bound holds.
 
     bad: elements beyond the bound, or not finite. problem: why the site cannot be bounded or run, empty otherwise.
+    note: why no bound was looked for, empty otherwise.
     """
 
     linear: str
@@ -48,6 +49,7 @@ class SiteResult:
     worst_difference: float = 0.0
     worst_channel: int = 0
     problem: str = ""
+    note: str = ""
 
     @property
     def holds(self) -> bool:

@@ -15,13 +15,14 @@ from bnfold.folding.facts import Norm
 from bnfold.folding.statistics import statistics_of, tensors_of
 from bnfold.parity.decisions import decide
 from bnfold.parity.evidence import Evidence
-from bnfold.parity.local import check_sites
+from bnfold.parity.local import SiteResult, check_sites
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.triangle import TRUTH_ROUNDING, compare, corner, worst_corner
 from bnfold.samples import Samples
 
 _LOCAL_ROWS = 32  # of each golden vector: a site's bound needs no more to show a gross fault
+_NO_BOUND = "measured, not bounded: no local bound is derived for this move yet"
 _DEAD = 1e-12  # |gamma| below which a channel says the same whatever comes in
 
 
@@ -101,6 +102,7 @@ def local(evidence: Evidence) -> TierResult:
     found = check_sites(
         evidence.reference, evidence.folded, evidence.expectation.sites, batches, threads=evidence.threads
     )
+    others = tuple(SiteResult(label, (), "", 0, note=_NO_BOUND) for label in evidence.expectation.others)
     bad = [site for site in found if site.bad]
     unbounded = [site for site in found if site.problem]
     status: Status = "fails" if bad else "cannot tell" if unbounded else "holds"
@@ -108,9 +110,13 @@ def local(evidence: Evidence) -> TierResult:
     headline = f"{len(found)} sites, worst difference {worst:.2g} times its rounding bound"
     headline += f"; {len(bad)} sites beyond it" if bad else ""
     headline += f"; {len(unbounded)} sites not bounded" if unbounded else ""
-    summary = {"sites": len(found), "bad_sites": len(bad), "unbounded_sites": len(unbounded), "worst_ratio": worst}
+    headline += f"; {len(others)} other edits measured by T3, not bounded" if others else ""
+    summary = {
+        "sites": len(found), "bad_sites": len(bad), "unbounded_sites": len(unbounded), "unbounded_edits": len(others),
+        "worst_ratio": worst,
+    }  # fmt: skip
     findings = tuple(site.sentence() for site in found if not site.holds)
-    details = tuple(dataclasses.asdict(site) for site in found)
+    details = tuple(dataclasses.asdict(site) for site in (*found, *others))
     return TierResult("T2", "local bound", status, headline, summary, findings, details)
 
 
