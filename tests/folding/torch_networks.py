@@ -87,14 +87,14 @@ def distance(module: nn.Module, inputs: tuple[torch.Tensor, ...], wanted: list[t
     return max(apart)
 
 
-def as_good(folded: nn.Module, unfolded: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
+def as_good(folded: nn.Module, unfolded: nn.Module, inputs: tuple[torch.Tensor, ...], *, bound: float = 1e-12) -> bool:
     """True when folding has lost no accuracy: the float64 run of the unfolded network is the truth.
 
-    In float64 itself that run has errors of its own: sums in another order may differ by some units.
+    In float64 itself that run has errors of its own: sums in another order may differ by a relative `bound`.
     """
     wanted = truth(unfolded, inputs)
     if inputs[0].dtype == torch.float64:
-        return distance(folded, inputs, wanted) <= 1e-12
+        return distance(folded, inputs, wanted) <= bound
     unit = torch.finfo(inputs[0].dtype).eps
     return distance(folded, inputs, wanted) <= 2 * distance(unfolded, inputs, wanted) + 2 * unit
 
