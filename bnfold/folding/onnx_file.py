@@ -18,8 +18,8 @@ import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
 from bnfold.errors import FoldError
-from bnfold.folding.onnx_tensors import held, let_go, stored
-from bnfold.folding.onnx_wire import LARGE, WHOLE, map_file, mapped_tensor, split
+from bnfold.folding.onnx_tensors import held, let_go, mapped, stored
+from bnfold.folding.onnx_wire import LARGE, WHOLE, map_file, split
 
 OLDEST_OPSET = 7  # older operators broadcast and normalise by other rules
 
@@ -302,7 +302,7 @@ class _Files:
             if data is None:
                 raise FoldError(f"{self._path}: the external data file '{location}' is empty; save the model again")
             self._maps[path] = data
-        return mapped_tensor(self._maps[path], tensor.offset or 0, tensor.dtype, tensor.shape, tensor.name)
+        return mapped(self._maps[path], tensor.offset or 0, tensor.dtype, tensor.shape, tensor.name)
 
     def _target(self, name: str, location: str) -> Path:
         folder = self._path.parent.resolve()

@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 
@@ -170,16 +169,3 @@ def map_file(path: Path) -> mmap.mmap | None:
     with path.open("rb") as file:
         size = file.seek(0, 2)
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
-
-
-def mapped_tensor(data: mmap.mmap, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> ir.LazyTensor:
-    """A tensor that lies in a mapped file."""
-    sizes = shape.numpy()
-    kind = dtype.numpy().newbyteorder("<")
-
-    def load() -> ir.TensorProtocol:
-        count = int(np.prod(sizes, dtype=np.int64))
-        array = np.frombuffer(data, kind, count, offset).reshape(sizes) if count else np.empty(sizes, kind)
-        return ir.Tensor(array, dtype=dtype, name=name)
-
-    return ir.LazyTensor(load, dtype, shape, name=name)
