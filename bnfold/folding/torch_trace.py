@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
+import io
 import logging
+import sysconfig
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +16,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -22,6 +25,7 @@ from bnfold.folding.torch_tensors import fixed_size, is_inplace
 
 _log = logging.getLogger(__name__)
 _BY_EXAMPLE = {"aten.view_as.default", "aten.reshape_as.default", "aten.expand_as.default"}
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib") + "/"
 _LOGGERS = ("torch.export", "torch._export", "torch.fx", "torch._dynamo", "torch.onnx", "onnxscript", "onnx_ir")
 
 
@@ -42,6 +46,7 @@ def trace_module(
         raise FoldError(
             f"'{empty}' of {type(module).__name__} has no values (it is on the meta device); load the weights first"
         )
+    _check_arguments(module, example_inputs)
     inert = copied(module).eval()
     inputs = pytree.tree_map(_detached, example_inputs)
     first: Exception | None = None
@@ -58,8 +63,7 @@ def trace_module(
             return program
         _log.debug("%s fixes its batch size; it is traced with the example as given", type(module).__name__)
     raise FoldError(
-        f"{type(module).__name__} cannot be traced by torch.export{_place(first)}: {first_line(first)}; check that it "
-        "runs in eval mode on the example inputs, and write what depends on data with torch.cond, or give an .onnx file"
+        f"{type(module).__name__} cannot be traced by torch.export{_place(first)}: {_said(first)}; {_remedy(first)}"
     ) from first
 
 
@@ -105,8 +109,24 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
         ) from problem
 
 
+def _check_arguments(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+    """Raise FoldError when the module does not take as many arguments."""
+    try:
+        signature = inspect.signature(module.forward)
+    except (TypeError, ValueError):  # none that can be told: the trace will say so
+        return
+    try:
+        signature.bind(*inputs)
+    except TypeError as problem:
+        raise FoldError(
+            f"{type(module).__name__}.forward{signature} does not take the {len(inputs)} example inputs ({problem}); "
+            "give one for each positional argument, in order, and a default to whatever goes by keyword alone"
+        ) from None
+
+
 def _export(module: torch.nn.Module, inputs: tuple[Any, ...], dynamic_shapes: Any) -> ExportedProgram:
-    with quiet(), torch.no_grad():
+    # The tracer prints the graph that it has when it fails; the error says where it failed.
+    with quiet(), torch.no_grad(), contextlib.redirect_stderr(io.StringIO()):
         program = torch.export.export(module, inputs, dynamic_shapes=dynamic_shapes)
         return plainly_written(program)
 
@@ -227,6 +247,19 @@ def quiet() -> Iterator[None]:
                 logger.setLevel(level)
 
 
+def _said(problem: BaseException | None) -> str:
+    if isinstance(problem, GuardOnDataDependentSymNode):
+        return "what is done there depends on the values of a tensor, and a trace holds for all values"
+    return first_line(problem)
+
+
+def _remedy(problem: BaseException | None) -> str:
+    """What to try."""
+    if isinstance(problem, GuardOnDataDependentSymNode):
+        return "write that with torch.cond or torch.where, take it out of the module, or give an .onnx file"
+    return "check that it runs in eval mode on the example inputs and calls nothing but torch, or give an .onnx file"
+
+
 def _place(problem: BaseException | None) -> str:
     """Where in the user's own code it went wrong: the last frame outside of torch, by file name and line."""
     place = ""
@@ -234,7 +267,8 @@ def _place(problem: BaseException | None) -> str:
     while step is not None:
         code = step.tb_frame.f_code
         module = str(step.tb_frame.f_globals.get("__name__", ""))
-        is_written = not code.co_filename.startswith("<")  # made at run time
+        is_standard = code.co_filename.startswith(_STANDARD_LIBRARY) and "site-packages" not in code.co_filename
+        is_written = not is_standard and not code.co_filename.startswith("<")  # that is made at run time
         if is_written and not module.startswith(("torch", "bnfold", "contextlib", "copy")):
             place = f" ({code.co_name}, line {step.tb_lineno} of {code.co_filename.rpartition('/')[2]})"
         step = step.tb_next

@@ -168,20 +168,66 @@ def test_refuses_statistics_that_make_no_finite_map() -> None:
     assert isinstance(folded[1], torch.nn.BatchNorm2d)
 
 
-def test_says_where_a_network_cannot_be_traced() -> None:
-    class Branching(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            if x.sum() > 0:
-                return x + 1
-            return x - 1
+class Branching(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.sum() > 0:
+            return x + 1
+        return x - 1
 
-    with pytest.raises(FoldError, match=r"Branching cannot be traced .*\(forward, line \d+ of test_torch_fold.py\)"):
-        fold_module(Branching(), (torch.ones(2, 3),))
+
+class Sized(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, : int(x.sum().item())]
+
+
+class Leaving(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + torch.from_numpy(x.detach().numpy())
+
+
+@pytest.mark.parametrize(
+    ("module", "said"),
+    [
+        (Branching(), "depends on the values of a tensor.*torch.cond"),
+        (Sized(), "depends on the values of a tensor.*torch.cond"),
+        (Leaving(), "numpy.*calls nothing but torch"),
+    ],
+)
+def test_says_where_a_network_cannot_be_traced(module: nn.Module, said: str, capfd: pytest.CaptureFixture[str]) -> None:
+    place = rf"{type(module).__name__} cannot be traced .*\(forward, line \d+ of test_torch_fold.py\)"
+    with pytest.raises(FoldError, match=f"{place}.*{said}"):
+        fold_module(module, (torch.ones(2, 3),))
+    assert capfd.readouterr() == ("", "")  # the tracer shows no graphs of its own
 
 
 def test_says_that_a_network_does_not_take_the_example() -> None:
-    with pytest.raises(FoldError, match=r"cannot be traced by torch\.export"):
+    with pytest.raises(FoldError, match=r"cannot be traced by torch\.export: .*on the example inputs"):
         fold_module(CASES["linear"].module(), (torch.ones(2, 3),))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [((), "missing a required argument: 'x'"), ((torch.ones(2, 3),) * 2, "too many positional arguments")],
+)
+def test_says_which_example_inputs_are_missing(arguments: tuple[torch.Tensor, ...], said: str) -> None:
+    with pytest.raises(FoldError, match=rf"Branching.forward.* {len(arguments)} example inputs \({said}\); give one"):
+        fold_module(Branching(), arguments)
+
+
+def test_takes_a_module_that_holds_functions() -> None:
+    class Held(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.bn, self.twice = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), lambda x: x * 2.0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.twice(self.bn(self.conv(x)))
+
+    module = randomised(Held()).eval()
+    x = (torch.randn(2, 3, 6, 6),)
+    folded, report, _ = fold_module(module, x)
+    assert report.counts["folded"] == 1
+    assert as_good(folded, module, x)
 
 
 def test_says_that_a_module_cannot_be_copied() -> None:
