@@ -30,11 +30,11 @@ class Weights:
 
 def weights_of(linear: Linear) -> Weights:
     """The numbers of a linear as the source has them, alpha and beta multiplied in."""
-    weight = mul(Scalar(linear.alpha), Leaf(linear.weight))
+    weight = mul(Leaf(linear.weight), Scalar(linear.alpha))
     bias = None
     if linear.bias is not None:
         stored = view(Leaf(linear.bias), (max(1, _size(linear.bias.shape)),))
-        bias = mul(Scalar(linear.beta), spread(stored, (linear.channels,)))
+        bias = mul(spread(stored, (linear.channels,)), Scalar(linear.beta))
     return Weights(
         weight, bias, linear.out_first, linear.groups, linear.channels, linear.in_channels, linear.window
     )  # fmt: skip
@@ -42,7 +42,7 @@ def weights_of(linear: Linear) -> Weights:
 
 def mapped_behind(w: Weights, scale: Expr, shift: Expr) -> Weights:
     """`scale * (W . x + c) + shift = (scale[o] * W[o]) . x + (scale * c + shift)`; scale, shift: (O,) or ()."""
-    bias = add(mul(scale, w.bias or ZERO), shift)
+    bias = add(mul(w.bias or ZERO, scale), shift)
     return dataclasses.replace(w, weight=_times(over_outputs(w, scale), w), bias=_full(bias, w))
 
 
@@ -59,7 +59,7 @@ def mapped_before(w: Weights, scale: Expr, shift: Expr) -> Weights:
 
 def response(w: Weights, constant: Expr) -> Expr:
     """What a linear makes of a constant in each input channel, bias aside: (O,). constant: (I,) or ()."""
-    product = mul(over_inputs(w, constant), w.weight)
+    product = mul(w.weight, over_inputs(w, constant))
     if w.out_first:
         return view(Total(product, tuple(range(1, len(w.weight.shape)))), (w.channels,))
     kernel = w.weight.shape[2:]
@@ -100,7 +100,7 @@ def _over_groups(rows: Expr, w: Weights, spatial: tuple[int, ...]) -> Expr:
 
 def _times(factor: Expr, w: Weights) -> Expr:
     """The weight times a factor, in its shape also where the factor is a literal zero."""
-    product = mul(factor, w.weight)
+    product = mul(w.weight, factor)
     return product if product.shape else spread(view(product, (1,) * len(w.weight.shape)), w.weight.shape)
 
 

@@ -83,7 +83,7 @@ def border_map(bench: Bench, target: LinearState, shift: Expr) -> Expr | None:
         count *= size
     if count > LARGEST:
         return None
-    product = mul(over_inputs(w, shift), w.weight)
+    product = mul(w.weight, over_inputs(w, shift))
     summed = Total(product, (1,) if w.out_first else (0,))
     part: Expr = view(summed, (w.channels, *window.kernel))
     for axis in range(spatial):

@@ -84,7 +84,7 @@ def with_constant_output(w: Weights, value: float) -> Weights:
 def with_constant_input(w: Weights, scale: Expr, shift: Expr, value: float) -> Weights:
     """`W . (scale * x + shift)` with the shift as one more input channel that is `value`. scale, shift: (I,) or ()."""
     axis = 1 if w.out_first else 0
-    extra = div(Total(mul(over_inputs(w, shift), w.weight), (axis,)), Scalar(value))
+    extra = div(Total(mul(w.weight, over_inputs(w, shift)), (axis,)), Scalar(value))
     scaled = mapped_before(w, scale, ZERO)
     return dataclasses.replace(
         scaled, weight=Join((scaled.weight, extra), axis), bias=w.bias, in_channels=w.in_channels + 1
