@@ -1,4 +1,4 @@
-"""Expressions over whole tensors in floating point, each number with a rigorous bound on its error.
+"""Arrays in floating point, each number with a rigorous bound on its error.
 
 A ball is every number within `rad` of `hi + lo`. Narrow balls have lo = 0: one float64 operation and a bound on its
 rounding. Wide balls have 106 bits, for tensors in float64 and for what narrow ones leave open. Errors are taken from
@@ -15,24 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding.expressions import (
-    Array,
-    Embed,
-    Expr,
-    Given,
-    Join,
-    Leaf,
-    Op,
-    Permute,
-    Scalar,
-    Shape,
-    Spread,
-    Take,
-    Total,
-    View,
-    operands,
-    walk,
-)
+from bnfold.folding.expressions import Array, Shape
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -61,83 +44,21 @@ class Ball:
         return self.each(lambda part: np.broadcast_to(part, shape))
 
 
-def enclose(expr: Expr, *, wide: bool) -> Ball:
-    """The values of an expression over constants, enclosed. wide: to about 104 bits instead of 52.
+def joined(of: Sequence[Ball], axis: int) -> Ball:
+    """Balls behind one another along an axis."""
 
-    Parts are let go as soon as nobody needs them any more.
-    """
-    order = list(walk(expr))
-    last = {id(part): at for at, node in enumerate(order) for part in operands(node)}
-    done: dict[int, list[int]] = {}
-    for part, at in last.items():
-        done.setdefault(at, []).append(part)
-    found: dict[int, Ball] = {}
-    with np.errstate(all="ignore"):
-        for at, node in enumerate(order):
-            found[id(node)] = _node(node, [found[id(part)] for part in operands(node)], wide)
-            for part in done.get(at, ()):
-                found.pop(part, None)
-    return found[id(expr)]
-
-
-def multiply(x: Ball, y: Ball, *, wide: bool) -> Ball:
-    """x * y, with broadcasting."""
-    with np.errstate(all="ignore"):
-        return _mul(x, y, wide)
-
-
-def _node(node: Expr, of: list[Ball], wide: bool) -> Ball:
-    match node:
-        case Scalar(value):
-            return Ball(np.asarray(value, np.float64))
-        case Leaf(tensor):
-            return Ball(np.asarray(tensor.load()).astype(np.float64))
-        case Given(values, shape):
-            return Ball(np.asarray(values, np.float64).reshape(shape))
-        case View(_, shape):
-            return of[0].each(lambda part: part.reshape(shape))
-        case Permute(_, perm):
-            return of[0].each(lambda part: part.transpose(perm))
-        case Spread(_, shape):
-            return of[0].spread(shape)
-        case Take(_, axis, indices):
-            return of[0].each(lambda part: part.take(indices, axis=axis))
-        case Embed(_, shape, start, step):
-            return of[0].each(lambda part: _embedded(part, shape, start, step))
-        case Join(_, axis):
-            return _joined(of, axis)
-        case Total(_, axes):
-            return _total(of[0], axes, wide)
-        case Op("sqrt", _):
-            return _sqrt(of[0], wide)
-        case Op("add", _):
-            return _add(of[0], of[1], wide)
-        case Op("sub", _):
-            return _add(of[0], _minus(of[1]), wide)
-        case Op("mul", _):
-            return _mul(of[0], of[1], wide)
-        case Op():
-            return _div(of[0], of[1], wide)
-
-
-def _embedded(part: F64, shape: Shape, start: Sequence[int], step: Sequence[int]) -> F64:
-    full = np.zeros(shape)
-    full[tuple(slice(a, a + (n - 1) * k + 1, k) for a, n, k in zip(start, part.shape, step, strict=True))] = part
-    return full
-
-
-def _joined(of: Sequence[Ball], axis: int) -> Ball:
-    def joined(parts: Sequence[F64 | None]) -> F64 | None:
+    def parts_of(parts: Sequence[F64 | None]) -> F64 | None:
         if all(part is None for part in parts):
             return None
         full = [np.zeros(ball.hi.shape) if part is None else part for ball, part in zip(of, parts, strict=True)]
         return np.concatenate(full, axis)
 
     hi = np.concatenate([ball.hi for ball in of], axis)
-    return Ball(hi, joined([ball.lo for ball in of]), joined([ball.rad for ball in of]))
+    return Ball(hi, parts_of([ball.lo for ball in of]), parts_of([ball.rad for ball in of]))
 
 
-def _minus(x: Ball) -> Ball:
+def minus(x: Ball) -> Ball:
+    """-x."""
     return Ball(-x.hi, None if x.lo is None else -x.lo, x.rad)
 
 
@@ -172,7 +93,8 @@ def _two_product(a: F64, b: F64) -> tuple[F64, F64]:
     return product, ((a_high * b_high - product) + a_high * b_low + a_low * b_high) + a_low * b_low
 
 
-def _add(x: Ball, y: Ball, wide: bool) -> Ball:
+def add(x: Ball, y: Ball, wide: bool) -> Ball:
+    """x + y."""
     total, error = two_sum(x.hi, y.hi)
     if not wide:
         return Ball(total, None, _sum(np.abs(error), x.rad, y.rad))
@@ -188,7 +110,8 @@ def _low(x: Ball) -> F64:
     return np.zeros(()) if x.lo is None else x.lo
 
 
-def _mul(x: Ball, y: Ball, wide: bool) -> Ball:
+def mul(x: Ball, y: Ball, wide: bool) -> Ball:
+    """x * y."""
     if not wide:
         product = x.hi * y.hi
         own = np.abs(product)
@@ -230,27 +153,27 @@ def _size(x: Ball) -> F64:
     return np.abs(x.hi) if x.lo is None else (np.abs(x.hi) + np.abs(x.lo)) * _UP
 
 
-def _div(x: Ball, y: Ball, wide: bool) -> Ball:
+def div(x: Ball, y: Ball, wide: bool) -> Ball:
     """The quotient q, and its distance from the truth by the residual: |x/y - q| = |x - q*y| / |y|."""
     found = Ball(x.hi / y.hi)
     if wide:
-        rest = _add(x, _minus(_mul(found, y, True)), True)
+        rest = add(x, minus(mul(found, y, True)), True)
         found = Ball(*_quick_sum(found.hi, rest.hi / y.hi))
-    missed = _missed(_add(x, _minus(_mul(found, y, True)), True))
+    missed = _missed(add(x, minus(mul(found, y, True)), True))
     least = np.abs(y.hi) * (1 - 2.0**-48)
     for part in (y.lo, y.rad):
         least = least if part is None else least - np.abs(part)
     return Ball(found.hi, found.lo, _over(missed, least))
 
 
-def _sqrt(x: Ball, wide: bool) -> Ball:
+def sqrt(x: Ball, wide: bool) -> Ball:
     """The root r, and its distance from the truth by the residual: |sqrt(x) - r| <= |x - r*r| / r."""
     found = Ball(np.sqrt(x.hi))
     if wide:
-        rest = _add(x, _minus(_mul(found, found, True)), True)
+        rest = add(x, minus(mul(found, found, True)), True)
         step = np.where(found.hi == 0.0, 0.0, rest.hi / (2 * found.hi))
         found = Ball(*_quick_sum(found.hi, step))
-    missed = _missed(_add(x, _minus(_mul(found, found, True)), True))
+    missed = _missed(add(x, minus(mul(found, found, True)), True))
     least = found.hi * (1 - 2.0**-48)
     may_be_negative = np.zeros(()) if x.rad is None else np.where(x.hi < x.rad * 2, np.inf, 0.0)
     return Ball(found.hi, found.lo, np.where(missed == 0.0, 0.0, _over(missed, least)) + may_be_negative)
@@ -267,7 +190,7 @@ def _over(missed: F64, least: F64) -> F64:
     return np.where(least > 0, quotient + np.where(missed > 0, 2.0**-1074, 0.0), np.inf) + missed * 0.0
 
 
-def _total(x: Ball, axes: Sequence[int], wide: bool) -> Ball:
+def total(x: Ball, axes: Sequence[int], wide: bool) -> Ball:
     """The sum over some axes, by halves."""
     rest = tuple(axis for axis in range(x.hi.ndim) if axis not in axes)
     shape = tuple(1 if axis in axes else size for axis, size in enumerate(x.hi.shape))
@@ -276,8 +199,8 @@ def _total(x: Ball, axes: Sequence[int], wide: bool) -> Ball:
     ball = x.each(lambda part: part.transpose(*axes, *rest).reshape(-1, *(part.shape[axis] for axis in rest)))
     while (count := ball.hi.shape[0]) > 1:
         half = count // 2
-        added = _add(_slices(ball, 0, half), _slices(ball, half, 2 * half), wide)
-        ball = _joined((added, _slices(ball, 2 * half, count)), 0) if count % 2 else added
+        added = add(_slices(ball, 0, half), _slices(ball, half, 2 * half), wide)
+        ball = joined((added, _slices(ball, 2 * half, count)), 0) if count % 2 else added
     return ball.each(lambda part: part[0].reshape(shape))
 
 

@@ -1,31 +1,28 @@
 """Is every element of a folded tensor the nearest float to its exact value, and how far is the worst one off?
 
 Floating-point filters decide nearly all elements (as the adaptive predicates of Shewchuk, Discrete & Computational
-Geometry 18, 1997): float64 with a rigorous error bound, then 106 bits with one (`bnfold.parity.balls`), then exact
+Geometry 18, 1997): float64 with a rigorous error bound, then 106 bits with one (`bnfold.parity.enclosing`), then exact
 integers for what both leave open (`bnfold.parity.pointwise`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import numpy as np
 
-from bnfold.folding.expressions import Array, Expr, Leaf, Op, Shape
-from bnfold.parity.balls import Ball, enclose, multiply, two_sum
+from bnfold.folding.expressions import Array, Expr, Shape
+from bnfold.parity.balls import Ball, two_sum
+from bnfold.parity.enclosing import Rows, enclose, product_rows, slices
 from bnfold.parity.exact import Format, distance, format_of
 from bnfold.parity.pointwise import Points
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
-Rows: TypeAlias = Callable[[int, int, bool], Ball]  # the balls of some slices of the first axis; wide or not
 
-_BLOCK = 1 << 20  # elements at a time; the working set stays in the cache
 _FEW = 16  # elements of a block that are cheaper to compute exactly than all of it in 106 bits
 _EXPONENT = np.int64(0x7FF0000000000000)
-_SHARE = 16  # a factor is small if the tensor has this many times its elements
 _UP = 1 + 2.0**-48  # for the roundings of a comparison
 
 
@@ -53,11 +50,10 @@ def measure(expr: Expr, shipped: Array) -> Distances:
     points = Points(expr)
     shape = shipped.shape or (1,)
     values = shipped.reshape(shape)
-    rows = _product_rows(expr, shape) or _Whole(expr, shape).rows
-    step = max(1, _BLOCK // max(1, math.prod(shape[1:])))
+    rows = product_rows(expr, shape) or _Whole(expr, shape).rows
     count, worst, where = 0, -1.0, 0
-    for start in range(0, shape[0], step):
-        block = _Block(values[start : start + step], start, rows, points, expr.shape, form)
+    for start, stop in slices(shape):
+        block = _Block(values[start:stop], start, rows, points, expr.shape, form)
         wrong, ulps = block.judge()
         count += wrong
         if (peak := float(ulps.max())) > worst:
@@ -79,37 +75,6 @@ class _Whole:
         if wide not in self.found:
             self.found[wide] = enclose(self.expr, wide=wide).each(lambda part: part.reshape(self.shape))
         return self.found[wide].each(lambda part: part[start:stop])
-
-
-def _product_rows(expr: Expr, shape: Shape) -> Rows | None:
-    """The rows of one constant times small factors, block by block; None for any other expression."""
-    large: list[Expr] = []
-    small: list[Expr] = []
-    stack = [expr]
-    while stack:
-        node = stack.pop()
-        if isinstance(node, Op) and node.kind == "mul":
-            stack += node.args
-        else:
-            (small if math.prod(node.shape) * _SHARE <= math.prod(shape) else large).append(node)
-    if len(large) != 1 or not isinstance(large[0], Leaf) or large[0].shape != shape:
-        return None
-    source, factors = large[0].tensor.load(), dict[bool, list[Ball]]()
-
-    def rows(start: int, stop: int, wide: bool) -> Ball:
-        if wide not in factors:
-            factors[wide] = [_ranked(enclose(factor, wide=wide), len(shape)) for factor in small]
-        ball = Ball(source[start:stop].astype(np.float64))
-        for factor in factors[wide]:
-            part = factor if factor.hi.shape[0] == 1 else factor.each(lambda x: x[start:stop])
-            ball = multiply(ball, part, wide=wide)
-        return ball
-
-    return rows
-
-
-def _ranked(ball: Ball, rank: int) -> Ball:
-    return ball.each(lambda part: part.reshape((1,) * (rank - part.ndim) + part.shape))
 
 
 @dataclass(frozen=True)

@@ -30,8 +30,9 @@ from bnfold.folding.expressions import (
     sub,
     view,
 )
-from bnfold.parity import nearest
-from bnfold.parity.balls import Ball, enclose
+from bnfold.parity import enclosing, nearest
+from bnfold.parity.balls import Ball
+from bnfold.parity.enclosing import enclose
 from bnfold.parity.exact import FORMATS, Interval, distance
 from bnfold.parity.nearest import measure
 from bnfold.parity.pointwise import Points, evaluate
@@ -243,6 +244,25 @@ def test_compositions_thousands_deep_are_no_problem() -> None:
     assert measure(scale, right).not_nearest == 0
     assert measure(scale, right * 2).not_nearest == 2
     assert [float(v.bounds()[0]) for v in evaluate(scale)] == pytest.approx([2.0, 6.0], rel=1e-15)
+
+
+@pytest.mark.parametrize("axes", [(1,), (0,), (0, 1)])
+def test_sums_of_large_products_are_taken_slice_by_slice(
+    axes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    weight, factor = rng.normal(size=(64, 48)).astype(np.float32), rng.normal(size=(1, 48)).astype(np.float32)
+    expr = Total(mul(leaf(factor, np.float32), leaf(weight, np.float32)), axes)
+    behind = Total(View(expr.of, (1, 64, 48)), tuple(axis + 1 for axis in axes))
+    for wide in (False, True):
+        whole = enclose(expr, wide=wide)
+        monkeypatch.setattr(enclosing, "BLOCK", 500)
+        for sliced in (enclose(expr, wide=wide), enclose(behind, wide=wide)):
+            assert sliced.hi.size == whole.hi.size
+            limit = whole.rad.ravel() + sliced.rad.ravel() + np.abs(whole.hi.ravel()) * (2.0**-52 if wide else 0)
+            assert np.all(np.abs(whole.hi.ravel() - sliced.hi.ravel()) <= limit)
+        assert measure(behind, nearest_values(behind, np.dtype(np.float32))).not_nearest == 0
+        monkeypatch.undo()
 
 
 def test_layouts_agree_with_numpy() -> None:
