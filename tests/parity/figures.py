@@ -1,4 +1,4 @@
-"""The figures of docs/parity.md. Run: python tests/parity/figures.py [mutants] [bounds] [triangle] [speed]"""
+"""The figures of docs/parity.md. Run: python tests/parity/figures.py [mutants] [moves] [bounds] [triangle] [speed]"""
 
 from __future__ import annotations
 
@@ -16,9 +16,12 @@ import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from parity_move_mutants import MUTANTS, mutant
+from parity_moves import network
 from parity_mutants import FAULTS, FORMULAS, refold, spoil
 from parity_networks import Builder, Layer, add_layer, fold, inputs_for, single, small_cnn
 
+from bnfold.folding import onnx_graph
 from bnfold.parity.certificate import certify, expect
 from bnfold.parity.decisions import decide
 from bnfold.parity.local import check_sites
@@ -47,6 +50,27 @@ def mutants() -> None:
         print(_row(f"{fault} (one site)", model, spoil(folded, site, fault), x))
 
 
+def moves() -> None:
+    """What T1 and T3 say of each wrong fold of the networks with other edits."""
+    print(f"mutants of other edits, a small network each; T3 on {ROWS} inputs; ** marks what the tier catches\n")
+    print("| mutant | T1: worst ulp, values wrong | T3: rms error / unfolded |\n|---|---|---|")
+    for name, (make, _, _) in MUTANTS.items():
+        model = network(make)
+        reference = ir.from_proto(model)
+        folded, report, _ = onnx_graph.fold(reference, moves="all")
+        wrong = mutant(name, model, ir.to_proto(folded))
+        found = certify(expect(reference, report), ir.from_proto(wrong))
+        corner, _, _ = _triangle(model, wrong, inputs_for(model, batch=ROWS))
+        off = sum(tensor.distances.not_nearest for tensor in found.tensors)
+        total = sum(tensor.distances.elements for tensor in found.tensors)
+        said = f"{found.worst_ulp:,.4g}, {off:,} of {total:,}" if off else "the graph differs"
+        print(f"| {name} | {_bold(said, found.holds)} | {_bold(f'{corner.ratio:,.3g}', corner.holds)} |")
+
+
+def _bold(text: str, holds: bool) -> str:
+    return text if holds else f"**{text}**"
+
+
 def _row(name: str, model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str, Any]) -> str:
     reference, shipped = ir.from_proto(model), ir.from_proto(folded)
     expectation = expect(reference)
@@ -63,7 +87,7 @@ def _row(name: str, model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str
         (f"{corner.ratio:,.3g}" if corner.ratio == corner.ratio else "NaN", corner.holds),
         (f"{decisions.agreement:.1%}", decisions.holds),
     )
-    return f"| {name} | " + " | ".join(text if holds else f"**{text}**" for text, holds in cells) + " |"
+    return f"| {name} | " + " | ".join(_bold(text, holds) for text, holds in cells) + " |"
 
 
 def _triangle(model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str, Any]) -> tuple[Corner, Any, Any]:
@@ -125,27 +149,59 @@ def triangle() -> None:
 
 
 def speed() -> None:
-    """Time of the certificate on 26 million weights."""
-    build = Builder(np.random.default_rng(0))
+    """Time of the certificate on some 20 million weights behind which the norms stand, and on other edits."""
+    print("| what | values | fold | certificate |\n|---|---|---|---|")
+    for what, dtype, make in (
+        ("31 convolutions, a norm behind each", "float32", _chain),
+        ("10 blocks of 3x3 + 1x1 + identity, 512 channels", "float32", lambda b: _blocks(b, 512, 10)),
+        ("norm, dense 4096 x 4096, norm", "float32", lambda b: _dense(b, 4096)),
+        ("norm, dense 1024 x 1024, norm", "float64", lambda b: _dense(b, 1024)),
+        ("block of 3x3 + 1x1 + identity, 340 channels", "float64", lambda b: _blocks(b, 340, 1)),
+    ):
+        reference = ir.from_proto(make(Builder(np.random.default_rng(0), dtype)))
+        begin = time.perf_counter()
+        folded, report, _ = onnx_graph.fold(reference)
+        middle = time.perf_counter()
+        found = certify(expect(reference, report), folded)
+        end = time.perf_counter()
+        elements = sum(tensor.distances.elements for tensor in found.tensors)
+        print(f"| {what}, {dtype} | {elements:,} | {middle - begin:.1f} s | {end - middle:.1f} s |")
+
+
+def _chain(build: Builder) -> onnx.ModelProto:
     x, channels = "input", 3
     for at, outputs in enumerate([64] * 4 + [128] * 6 + [256] * 14 + [512] * 7):
         layer = Layer(inputs=channels, outputs=outputs, padding=1, bias=False)
         x, channels = build.node("Relu", [add_layer(build, x, layer, f"layer{at}")]), outputs
-    reference, folded, report = fold(build.model((None, 3, 32, 32), x, 4))
-    begin = time.perf_counter()
-    found = certify(expect(reference, report), folded)
-    seconds = time.perf_counter() - begin
-    elements = sum(tensor.distances.elements for tensor in found.tensors)
-    print(f"certificate of {elements:,} values: {seconds:.1f} s, worst {found.worst_ulp:.6f} ulp")
+    return build.model((None, 3, 32, 32), x, 4)
+
+
+def _blocks(build: Builder, channels: int, count: int) -> onnx.ModelProto:
+    x = "input"
+    for at in range(count):
+        three = build.constant(f"three{at}", build.weight(channels, channels, 3, 3))
+        one = build.constant(f"one{at}", build.weight(channels, channels, 1, 1))
+        three = build.batch_norm(build.node("Conv", [x, three], pads=[1] * 4), f"bn3{at}", channels)
+        one = build.batch_norm(build.node("Conv", [x, one]), f"bn1{at}", channels)
+        total = build.node("Add", [build.node("Add", [three, one]), build.batch_norm(x, f"bn0{at}", channels)])
+        x = build.node("Relu", [total])
+    return build.model((None, channels, 8, 8), x, 4)
+
+
+def _dense(build: Builder, size: int) -> onnx.ModelProto:
+    x = build.batch_norm("input", "bn", size)
+    weight, bias = build.constant("weight", build.weight(size, size)), build.constant("bias", build.normal(size))
+    y = build.batch_norm(build.node("Gemm", [x, weight, bias], transB=1), "bn2", size)
+    return build.model((None, size), y, 2)
 
 
 if __name__ == "__main__":
     print(
         f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, onnx {onnx.__version__}\n"
     )
-    chosen = sys.argv[1:] or ["mutants", "bounds", "triangle", "speed"]
+    chosen = sys.argv[1:] or ["mutants", "moves", "bounds", "triangle", "speed"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for part in chosen:
-            {"mutants": mutants, "bounds": bounds, "triangle": triangle, "speed": speed}[part]()
+            {"mutants": mutants, "moves": moves, "bounds": bounds, "triangle": triangle, "speed": speed}[part]()
             print()
