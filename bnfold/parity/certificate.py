@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.errors import ParityError
-from bnfold.folding.edits import AddConstant, SetAffine, SetSlope, SetWeights
+from bnfold.folding.edits import AddConstant, Redirect, SetAffine, SetSlope, SetWeights
 from bnfold.folding.expressions import Array, Expr, size_of, spread, view
 from bnfold.folding.facts import Graph, Norm
 from bnfold.folding.onnx_edits import FoldMap, NewTensor, fold_map_of, replay
@@ -164,14 +164,17 @@ def _behind(edit: SetWeights, plan: Plan) -> tuple[Norm, ...]:
     """The norms right behind a linear whose absorption is all that is done to it; none for any other edit."""
     if edit.behind is not None:
         return edit.behind
-    linear, end = edit.linear, edit.linear.output
+    linear, between = edit.linear, [edit.linear.output]
     is_same = (edit.weight.shape, edit.window, edit.groups) == (linear.weight.shape, linear.window, linear.groups)
     if edit.merged or not is_same:
         return ()
     for norm in edit.norms:
-        if norm.input != end:
+        if norm.input != between[-1]:
             return ()
-        end = norm.output
+        between.append(norm.output)
+    merged = (other.carrier.inputs for other in plan.edits if isinstance(other, Redirect))
+    if any(value in inputs for inputs in merged for value in between):  # BN(y) + y
+        return ()
     elsewhere = (other.norms for other in plan.edits if isinstance(other, SetAffine | AddConstant | SetSlope))
     ids = {norm.id for norms in elsewhere for norm in norms}
     return () if any(norm.id in ids for norm in edit.norms) else edit.norms

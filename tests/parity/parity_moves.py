@@ -90,10 +90,16 @@ def norm_taken_in_by_a_norm(b: Builder) -> onnx.ModelProto:
     return b.model((None, 4, 6, 6), b.node("Sigmoid", [b.batch_norm(x, "two", 4)]), 4)
 
 
+def norm_beside_its_input(b: Builder) -> onnx.ModelProto:
+    """BN(y) + y is (a + 1) * y + b: more than a norm right behind its linear."""
+    y = conv(b, "input", "conv", 3, 4)
+    return b.model((None, 3, 6, 6), b.node("Add", [b.batch_norm(y, "bn", 4), y]), 4)
+
+
 MAKES: tuple[Make, ...] = (
     norm_before_convolution, norm_before_dense, concatenation_before_norm, residual_before_norm, parallel_branches,
     pixel_shuffle_before_norm, channel_through_padding, map_behind_padding, shift_left_over, slope_for_each_channel,
-    norm_taken_in_by_a_norm,
+    norm_taken_in_by_a_norm, norm_beside_its_input,
 )  # fmt: skip
 
 
