@@ -11,7 +11,10 @@ from typing import Any
 from bnfold.errors import FoldError
 from bnfold.folding.report import FoldReport
 
-_KINDS = "a torch.nn.Module, a torch.export.ExportedProgram, an onnx.ModelProto, an onnx_ir.Model, or a path to .onnx"
+_KINDS = (
+    "a torch.nn.Module, a torch.export.ExportedProgram, an onnx.ModelProto, an onnx_ir.Model, a path to .onnx, "
+    "or the bytes of one"
+)
 
 
 @dataclass(frozen=True)
@@ -38,11 +41,13 @@ def fold(
     """Fold every norm that can be folded exactly; the source is never changed.
 
     source: a torch.nn.Module (with `example_inputs`, a tuple), a torch.export.ExportedProgram, an onnx.ModelProto,
-    an onnx_ir.Model, or a path to .onnx. keep: names or patterns of norms to leave alone. moves: "default" (no move
-    that costs more at run time than the norm it removes), "all", or names of moves.
+    an onnx_ir.Model, a path to .onnx, or the bytes of such a file. keep: names or patterns of norms to leave alone.
+    moves: "default" (no move that costs more at run time than the norm it removes), "all", or names of moves.
 
     Refused norms are reported and left alone. Raises FoldError for a source that cannot be read or traced.
     """
+    if isinstance(source, bytes):
+        return _fold_bytes(source, keep, moves)
     kind = source_kind(source)
     if kind == "module":
         from bnfold.folding import torch_graph
@@ -66,6 +71,13 @@ def fold(
     model = onnx_file.from_proto(source, hold=True) if kind == "proto" else onnx_file.load_model(source)
     folded, report, fold_map = onnx_graph.fold(model, keep=keep, moves=moves)
     return FoldResult(onnx_file.to_proto(folded, consume=True), report, fold_map)
+
+
+def _fold_bytes(source: bytes, keep: Sequence[str], moves: str | Sequence[str]) -> FoldResult:
+    from bnfold.folding import onnx_bytes, onnx_file, onnx_graph
+
+    folded, report, fold_map = onnx_graph.fold(onnx_file.load_bytes(source), keep=keep, moves=moves)
+    return FoldResult(onnx_bytes.to_bytes(folded), report, fold_map)
 
 
 def source_kind(source: Any) -> str:

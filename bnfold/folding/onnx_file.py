@@ -33,18 +33,26 @@ def load_model(path: Path | str) -> ir.Model:
     path = Path(path)
     if not path.is_file():
         raise FoldError(f"{path} is not there or not a file; expected an ONNX model")
-    files = _Files(path)
+    return _load(_Files(path), str(path))
+
+
+def load_bytes(data: bytes, label: str = "the ONNX model") -> ir.Model:
+    """Read a model out of the bytes of a file; large tensors stay in them. Raises FoldError as `load_model` does."""
+    return _load(_Files(Path(), data), label)
+
+
+def _load(files: _Files, label: str) -> ir.Model:
     try:
         proto = files.read()
     except (DecodeError, UnicodeDecodeError, ValueError, OSError) as problem:
-        raise FoldError(f"{path} is no ONNX model: it cannot be read as one ({_first_line(problem)})") from None
+        raise FoldError(f"{label} is no ONNX model: it cannot be read as one ({_first_line(problem)})") from None
     if not proto.graph.node and not proto.graph.output:
-        raise FoldError(f"{path} is no ONNX model: it has no graph; expected at least one node and one output")
+        raise FoldError(f"{label} is no ONNX model: it has no graph; expected at least one node and one output")
     for tensor in _tensors(proto):
-        files.check(tensor)
-        _check_data(tensor, str(path))
-    _check(_without_data(proto), str(path))
-    model = _from_proto(proto, str(path))
+        files.check(tensor, label)
+        _check_data(tensor, label)
+    _check(_without_data(proto), label)
+    model = _from_proto(proto, label)
     _replace_tensors(model, files.mapped)
     return model
 
@@ -56,10 +64,7 @@ def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model", *, hold: b
     """
     for tensor in _tensors(proto):
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
-            raise FoldError(
-                f"{label} has the data of tensor '{tensor.name}' in a file, and no folder to look for it; "
-                "fold the path of the model, or load it with its external data"
-            )
+            raise _nowhere_to_look(tensor, label)
         _check_data(tensor, label)
     _check(_without_data(proto), label)
     model = _from_proto(proto, label)
@@ -67,6 +72,13 @@ def from_proto(proto: onnx.ModelProto, label: str = "the ONNX model", *, hold: b
         if isinstance(value.const_value, ir.serde.TensorProtoTensor) and _is_large(value.const_value.raw):
             value.const_value = held(value.const_value)
     return model
+
+
+def _nowhere_to_look(tensor: onnx.TensorProto, label: str) -> FoldError:
+    return FoldError(
+        f"{label} has the data of tensor '{tensor.name}' in a file, and no folder to look for it; "
+        "fold the path of the model, or load it with its external data"
+    )
 
 
 def to_proto(model: ir.Model, *, consume: bool = False) -> onnx.ModelProto:
@@ -255,19 +267,20 @@ def _tensors(proto: onnx.ModelProto) -> Iterable[onnx.TensorProto]:
 
 
 class _Files:
-    """The files that the data of a model lie in: its own, and those beside it."""
+    """The files that the data of a model lie in: its own, or the bytes of that, and those beside it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, data: bytes | None = None) -> None:
         self._path = path
-        self._maps: dict[Path, mmap.mmap] = {}
+        self._bytes = data
+        self._maps: dict[Path, mmap.mmap | bytes] = {}
         self._own = ""  # as what location tensors name the model's own file
 
     def read(self) -> onnx.ModelProto:
         """The model without its large tensors. Raises what the parser raises."""
-        if self._path.suffix not in (".onnx", ".pb"):  # perhaps one of the text formats
+        if self._bytes is None and self._path.suffix not in (".onnx", ".pb"):  # perhaps one of the text formats
             return onnx.load(str(self._path), load_external_data=False)
-        data = map_file(self._path)
-        if data is None:
+        data = map_file(self._path) if self._bytes is None else self._bytes
+        if not data:
             return onnx.ModelProto()
         found = split(data)
         if found is None:
@@ -276,17 +289,18 @@ class _Files:
         self._maps[self._path] = data
         return _parsed(found.proto)
 
-    def check(self, tensor: onnx.TensorProto) -> None:
+    def check(self, tensor: onnx.TensorProto, label: str) -> None:
         """Raise FoldError unless external data are where they should be, inside the folder of the model."""
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             return
         entries = {entry.key: entry.value for entry in tensor.external_data}
         location = entries.get("location", "")
         if self._own and location == self._own:
-            target, location = self._path, self._path.name
+            self._check_extent(tensor, entries, self._path.name, len(self._maps[self._path]))
+        elif self._bytes is not None:
+            raise _nowhere_to_look(tensor, label)
         else:
-            target = self._target(tensor.name, location)
-        self._check_extent(tensor, entries, location, target.stat().st_size)
+            self._check_extent(tensor, entries, location, self._target(tensor.name, location).stat().st_size)
 
     def mapped(self, tensor: ir.TensorProtocol) -> ir.TensorProtocol:
         """A tensor in a file as one in mapped memory; any other as it is."""

@@ -26,9 +26,9 @@ class _Held:
 
 
 class _Mapped:
-    """A tensor that lies in a mapped file."""
+    """A tensor that lies in a mapped file, or in the bytes of one."""
 
-    def __init__(self, data: mmap.mmap, offset: int, dtype: ir.DataType, sizes: tuple[int, ...]) -> None:
+    def __init__(self, data: mmap.mmap | bytes, offset: int, dtype: ir.DataType, sizes: tuple[int, ...]) -> None:
         self._data, self._offset, self._dtype, self._sizes = data, offset, dtype, sizes
 
     def __call__(self) -> ir.TensorProtocol:
@@ -37,7 +37,7 @@ class _Mapped:
 
     def let_go(self) -> None:
         """Give the pages back to the system; they are read from the file again when they are used again."""
-        if not hasattr(mmap, "MADV_DONTNEED"):  # not on Windows
+        if isinstance(self._data, bytes) or not hasattr(mmap, "MADV_DONTNEED"):  # Windows has none
             return
         start = self._offset // mmap.PAGESIZE * mmap.PAGESIZE
         length = self._offset + math.prod(self._sizes) * self._dtype.numpy().itemsize - start
@@ -50,8 +50,8 @@ def held(tensor: ir.TensorProtocol) -> ir.LazyTensor:
     return ir.LazyTensor(_Held(tensor), tensor.dtype, shape, name=tensor.name, doc_string=tensor.doc_string)
 
 
-def mapped(data: mmap.mmap, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> ir.LazyTensor:
-    """The tensor that lies in a mapped file, not empty, of a type with whole bytes."""
+def mapped(data: mmap.mmap | bytes, offset: int, dtype: ir.DataType, shape: ir.Shape, name: str) -> ir.LazyTensor:
+    """The tensor that lies in a mapped file or in bytes, not empty, of a type with whole bytes."""
     return ir.LazyTensor(_Mapped(data, offset, dtype, tuple(shape.numpy())), dtype, shape, name=name)
 
 

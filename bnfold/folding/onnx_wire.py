@@ -19,7 +19,8 @@ import onnx_ir as ir
 LARGE = 1 << 16  # bytes; smaller tensors are read along with the graph
 
 _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
-_DATA_TYPE, _RAW_DATA, _EXTERNAL_DATA, _DATA_LOCATION = 2, 9, 13, 14  # of TensorProto
+GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # of ModelProto, GraphProto, TensorProto
+_DATA_TYPE, _EXTERNAL_DATA, _DATA_LOCATION = 2, 13, 14  # of TensorProto
 _DEEPEST = 16  # graphs within graphs
 
 # Which fields of a message lead to tensors: ModelProto.graph; GraphProto.node and initializer; NodeProto.attribute;
@@ -50,8 +51,8 @@ class Split:
     location: str
 
 
-def split(data: mmap.mmap) -> Split | None:
-    """Split a file; None for one that is no message, or has no large tensor."""
+def split(data: mmap.mmap | bytes) -> Split | None:
+    """Split a file, mapped or read; None for one that is no message, or has no large tensor."""
     location = secrets.token_hex(16)  # nobody can have written it into the file
     splitter = _Splitter(data, location)
     try:
@@ -62,7 +63,7 @@ def split(data: mmap.mmap) -> Split | None:
 
 
 class _Splitter:
-    def __init__(self, data: mmap.mmap, location: str) -> None:
+    def __init__(self, data: mmap.mmap | bytes, location: str) -> None:
         self._data = data
         self._location = location
         self.count = 0
@@ -86,7 +87,7 @@ class _Splitter:
             yield self._data[copied:tag_at]
             deeper = depth + (inside[number] == "graph")
             message = b"".join(self.pieces(begin, at, inside[number], deeper))
-            yield _varint(number << 3 | _LENGTH) + _varint(len(message)) + message
+            yield head(number, len(message)) + message
             copied = at
         yield self._data[copied:end]
 
@@ -98,7 +99,7 @@ class _Splitter:
             tag_at = at
             number, wire, at = self._tag(at, end)
             begin, at = self._value(wire, at, end)
-            if number == _RAW_DATA and wire == _LENGTH:
+            if number == RAW_DATA and wire == _LENGTH:
                 raw.append((begin, at))
                 continue
             if number in (_EXTERNAL_DATA, _DATA_LOCATION):
@@ -160,8 +161,13 @@ def _varint(number: int) -> bytes:
     return bytes(result)
 
 
+def head(number: int, length: int) -> bytes:
+    """What stands before the content of a field with a length."""
+    return _varint(number << 3 | _LENGTH) + _varint(length)
+
+
 def _message(number: int, content: bytes) -> bytes:
-    return _varint(number << 3 | _LENGTH) + _varint(len(content)) + content
+    return head(number, len(content)) + content
 
 
 def map_file(path: Path) -> mmap.mmap | None:

@@ -15,6 +15,7 @@ from onnx_networks import FLOAT, FOLDED, Builder, built, close, evaluate, feeds,
 
 import bnfold
 from bnfold.errors import FoldError
+from bnfold.folding import onnx_bytes
 from bnfold.folding.onnx_file import load_model, to_proto
 from bnfold.runtime import open_session, run
 
@@ -102,7 +103,7 @@ def test_a_path_that_is_not_there_or_a_folder_is_told(tmp_path):
         sentence(problem, "not there or not a file")
 
 
-@pytest.mark.parametrize("source", [None, 3, b"bytes", [1], object()])
+@pytest.mark.parametrize("source", [None, 3, bytearray(b"bytes"), [1], object()])
 def test_an_object_that_is_no_source_is_told(source):
     with pytest.raises(FoldError, match="cannot fold an object of type"):
         bnfold.fold(source)
@@ -387,6 +388,40 @@ def test_large_tensors_stay_in_the_file_until_they_are_used(large):
     inputs = feeds(model)
     assert close(evaluate(again, inputs), evaluate(model, inputs), 0.0)
     assert to_proto(loaded).SerializeToString(deterministic=True) == again.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize("make", [network, wide])
+def test_bytes_are_folded_to_bytes(make):
+    model = built(make, FLOAT)
+    model.metadata_props.add(key="a", value="b")
+    data = model.SerializeToString()
+    result = bnfold.fold(data)
+    assert isinstance(result.model, bytes)
+    found, expected = onnx.load_from_string(result.model), bnfold.fold(model).model
+    assert found.SerializeToString(deterministic=True) == expected.SerializeToString(deterministic=True)
+    onnx.checker.check_model(result.model)
+
+
+@pytest.mark.parametrize("data", [b"", b"bytes", b"\x3a\x80\x80\x80\x80\x10" + b"x" * 30])
+def test_bytes_that_are_no_model_are_told(data):
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(data)
+    sentence(problem, "no ONNX model")
+
+
+def test_bytes_with_data_in_a_file_are_told(tmp_path, monkeypatch):
+    path, _ = save(tmp_path, data="weights.bin")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(path.read_bytes())
+    sentence(problem, "in a file", "no folder")
+
+
+def test_bytes_of_more_than_a_file_can_hold_are_told(monkeypatch):
+    monkeypatch.setattr(onnx_bytes, "LARGEST", 1000)
+    with pytest.raises(FoldError) as problem:
+        bnfold.fold(built(wide, FLOAT).SerializeToString())
+    sentence(problem, "external data")
 
 
 def test_a_fold_does_not_hang_on_the_file(large):

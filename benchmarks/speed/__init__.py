@@ -1,0 +1,1 @@
+"""What benchmarks/fold_speed.py is made of."""
