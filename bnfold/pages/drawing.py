@@ -13,7 +13,7 @@ from bnfold.pages.text import escaped, shortened
 MOST_NODES = 8000  # of a graph that is drawn; a browser is slow on more, and nobody reads it
 
 SIGNS = {"folded": "✓", "reduced": "◐", "kept": "■", "refused": "✕"}
-_CHARACTERS = 30  # of a row, in the font of the page
+_CHARACTERS = 36  # of a row, in the font of the page
 
 
 @dataclass(frozen=True)

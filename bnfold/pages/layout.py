@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from bnfold.folding.facts import Graph, Linear, Node, Norm, read_by, written_by
 
 ROW = 19
-WIDTH = 232
+WIDTH = 272
 COLUMN = WIDTH + 26
 LANE = 11
 TRACK = 8
@@ -167,13 +167,11 @@ def _layered(cards: Sequence[Card], writer: Mapping[str, Card]) -> list[list[Car
 
 
 def _columns(layers: Sequence[Sequence[Card]], writer: Mapping[str, Card]) -> None:
-    """Each card below the nearest card that it reads from, or in the next column that is free."""
+    """Each card below the leftmost card that it reads from, or in the next column that is free."""
     for layer in layers:
         taken: set[int] = set()
         for card in layer:
-            above = [writer[value] for value in card.reads]
-            near = max((other.layer for other in above), default=0)
-            column = min((other.column for other in above if other.layer == near), default=0)
+            column = min((writer[value].column for value in card.reads), default=0)
             while column in taken:
                 column += 1
             card.column = column

@@ -71,14 +71,19 @@ const show = (element) => {
   element.classList.add("on");
   element.scrollIntoView({ block: "center", inline: "center" });
 };
-search.addEventListener("input", () => {
+const look = () => {
   const text = search.value.trim().toLowerCase();
   found = text ? named.filter((element) => element.dataset.name.includes(text)) : [];
   named.forEach((element) => element.classList.toggle("hit", false));
   found.forEach((element) => element.classList.toggle("hit", true));
   at = -1;
   hits.textContent = text ? found.length + " found" : "";
-});
+};
+search.addEventListener("input", look);
+if (location.hash.startsWith("#q=")) {
+  search.value = decodeURIComponent(location.hash.slice(3));
+  look();
+}
 search.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || !found.length) return;
   at = (at + (event.shiftKey ? found.length - 1 : 1)) % found.length;
