@@ -9,6 +9,7 @@ from facts_oracle import tensor
 from hypothesis import strategies as st
 
 from bnfold.folding.expressions import Leaf, Scalar, Tensor
+from bnfold.folding.carriers import Window
 from bnfold.folding.facts import (
     ELEMENTWISE,
     Graph,
@@ -37,7 +38,8 @@ class Network:
         self.uses: dict[Any, int] = {}
 
     def graph(self, *outputs: str) -> Graph:
-        return Graph(tuple(self.nodes), ("x",), outputs, dict(self.uses))
+        shapes = {name: ("N", *size) for name, size in self.shapes.items()}
+        return Graph(tuple(self.nodes), ("x",), outputs, dict(self.uses), shapes)
 
     def inputs(self, seed: int = 1) -> dict[str, Any]:
         return {"x": np.random.default_rng(seed).normal(size=(2, *self.shapes["x"]))}
@@ -65,6 +67,8 @@ class Network:
         weight = given.pop("weight", None) or tensor(f"{id}.weight", self.rng.normal(size=shape))
         self.uses[weight.key] = self.uses.get(weight.key, 0) + 1
         bias = tensor(f"{id}.bias", self.rng.normal(size=channels)) if given.pop("bias", True) else None
+        if axis == 1:  # what the oracle computes: width 3, padded to equal size
+            given.setdefault("window", Window((3,), (1,), (1,), ((1, 1),)))
         self.nodes.append(
             Linear(
                 id, given.pop("name", id), kind, x, id, weight, bias, out_first, groups, channels,

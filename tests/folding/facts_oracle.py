@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.folding.edits import Bypass, Edit, SetWeights
+from bnfold.folding.edits import Bypass, Edit, SetAffine, SetWeights
 from bnfold.folding.expressions import Expr, Leaf, Op, Scalar, Tensor, View
 from bnfold.folding.facts import Graph, Linear, Norm, Opaque
 
@@ -81,15 +81,9 @@ def norm(node: Norm, x: Any) -> Any:
 
 
 def run(graph: Graph, inputs: Mapping[str, Any], edits: Sequence[Edit] = ()) -> list[Any]:
-    """The graph outputs. With edits, as an adapter carries them out: stored tensors replaced in place, so that a
-    tensor with other users would change for those too."""
-    stored: dict[Any, Any] = {}
-    changed: dict[str, Linear] = {}
-    for edit in edits:
-        if isinstance(edit, SetWeights):
-            stored[edit.linear.weight.key] = edit.weight()
-            changed[edit.linear.id] = edit.linear
-    biases = {edit.linear.id: edit.bias() for edit in edits if isinstance(edit, SetWeights)}
+    """The graph outputs. With edits, as an adapter carries them out."""
+    changed = {edit.linear.id: edit for edit in edits if isinstance(edit, SetWeights)}
+    affine = {edit.norm.output: edit for edit in edits if isinstance(edit, SetAffine)}
     gone = {id for edit in edits if isinstance(edit, Bypass) for id in edit.norm.nodes}
     alias = {edit.norm.output: edit.norm.input for edit in edits if isinstance(edit, Bypass)}
     values = dict(inputs)
@@ -101,13 +95,19 @@ def run(graph: Graph, inputs: Mapping[str, Any], edits: Sequence[Edit] = ()) -> 
 
     for node in graph.nodes:
         if isinstance(node, Linear):
-            weight = stored.get(node.weight.key, node.weight.load()).astype(np.float64)
+            weight = node.weight.load().astype(np.float64)
             bias = None if node.bias is None else node.bias.load().astype(np.float64)
             if node.id in changed:
-                node, bias = dataclasses.replace(node, alpha=1.0, beta=1.0), biases[node.id].astype(np.float64)
+                node, edit = dataclasses.replace(node, alpha=1.0, beta=1.0), changed[node.id]
+                weight = edit.weight_values().astype(np.float64)
+                bias = None if edit.bias is None else edit.bias_values().astype(np.float64)
             values[node.output] = linear(node, weight, bias, read(node.input))
         elif isinstance(node, Opaque):
             values[node.outputs[0]] = OPAQUE[node.kind](*(read(name) for name in node.inputs))
+        elif node.id in affine:
+            edit = affine[node.id]
+            left = dataclasses.replace(edit.norm, scale=edit.scale, shift=edit.shift)
+            values[node.output] = norm(left, read(left.input))
         elif node.id not in gone:
             extra = sum(float(read(name).mean()) for name in node.parameters)
             values[node.output] = norm(node, read(node.input)) + extra
