@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -92,6 +93,9 @@ def test_docs_of_the_command_line_are_those_of_the_parsers():
         (["fold-and-export", "x.onnx"], "-o"),
         (["inspect", "m:f", "--input-shape", "1,x"], "found '1,x'; expected positive numbers"),
         (["inspect", "m:f", "--input-shape", "3,0,1"], "found '3,0,1'"),
+        (["inspect", "x.onnx", "--numbers", "nan"], "found 'nan'; expected a number from 0"),
+        (["inspect", "x.onnx", "--numbers", "one"], "found 'one'"),
+        (["unfold", "models/x"], "-o"),
         (["serve", "--port", "65536"], "expected a port from 0 to 65535"),
         (["serve", "--device", "tpu"], "'tpu'"),
         (["inspect", "x.onnx", "--jso"], "unrecognized arguments: --jso"),
@@ -267,6 +271,36 @@ def test_progress_appears_on_a_terminal_and_is_erased_before_the_result():
     console.result({}, "done")
     assert terminal.getvalue() == "\r\x1b[Kepoch 1 of 2\r\x1b[Kepoch 2\r\x1b[K"
     assert out.getvalue() == "done\n"
+
+
+def test_colours_are_for_terminals_and_for_those_who_want_them(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "77")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    console = Console(json=False, out=Terminal(), err=io.StringIO())
+    assert console.width == 77
+    assert console.paint is not None
+    assert console.paint("kept", "kept") == "\x1b[33mkept\x1b[0m"
+    assert console.paint("x", "no outcome") == "x"
+    for name, value in (("NO_COLOR", "1"), ("TERM", "dumb")):
+        with monkeypatch.context() as context:
+            context.setenv(name, value)
+            assert console.paint is None
+    plain = Console(json=False, out=io.StringIO(), err=io.StringIO())
+    assert (plain.width, plain.paint) == (None, None)
+
+
+def test_inspect_on_a_terminal_is_in_colour_and_fits_it(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal = Terminal()
+    options = build_parser().parse_args(["inspect", str(ROOT / "models/digits-cnn/1/reference.onnx"), "--keep", "*.1"])
+    assert options.run(options, Console(json=False, out=terminal, err=io.StringIO())) == 0
+    text = terminal.getvalue()
+    assert "\x1b[32mfolded\x1b[0m" in text
+    assert "\x1b[33mkept\x1b[0m" in text
+    assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 60
 
 
 def test_progress_does_not_appear_in_a_file():

@@ -65,7 +65,7 @@ def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_inspect_prints_a_row_for_every_norm(tmp_path, capsys):
     code, out, err = call(capsys, "inspect", save_network(tmp_path / "small.onnx"))
     assert (code, err) == (0, "")
-    assert "norm  BatchNorm  folded   conv" in out
+    assert "norm  into conv  folded" in out
     assert "1 norm found: 1 folded" in out
 
 
@@ -75,6 +75,56 @@ def test_inspect_json_is_the_report(tmp_path, capsys):
     assert code == 0
     assert document["counts"]["kept"] == 1
     assert document["norms"][0]["name"] == "norm"
+
+
+def test_inspect_writes_a_page_and_gives_numbers(tmp_path, capsys):
+    source, page = save_network(tmp_path / "small.onnx"), tmp_path / "page.html"
+    code, out, _ = call(capsys, "inspect", source, "--numbers", "2.5", "--html", page)
+    assert code == 0
+    assert "amplification" in out
+    assert "|x| <= 2.5" in out
+    assert out.rstrip().endswith("page.html")
+    assert "<title>small.onnx: what folds</title>" in page.read_text()
+    assert str(tmp_path) not in page.read_text()
+    code, out, _ = call(capsys, "inspect", source, "--numbers", "2.5", "--html", page, "--json")
+    document = json.loads(out)
+    assert document["html"] == str(page)
+    (bound,) = document["bounds"]
+    assert (bound["norms"], bound["x"], len(bound["channels"])) == (["norm"], 2.5, 4)
+    assert document["norms"][0]["numbers"]["max_scale"] > 0
+    assert (document["moves"], document["keep"], document["declined"]) == ("default", [], [])
+
+
+def test_inspect_writes_nothing_else(tmp_path, capsys):
+    source = save_network(tmp_path / "small.onnx")
+    before = tree(tmp_path)
+    assert call(capsys, "inspect", source, "--numbers", "1")[0] == 0
+    assert tree(tmp_path) == before
+    code, _, err = call(capsys, "inspect", source, "--html", source)
+    assert code == 2
+    assert_one_sentence(err)
+    assert tree(tmp_path) == before
+
+
+def test_moves_and_norms_to_keep_are_passed_on_and_recorded(tmp_path, capsys):
+    source = save_network(tmp_path / "small.onnx")
+    options = ("--keep", "no*", "--moves", "linear_to_norm,norm_to_linear")
+    code, out, _ = call(capsys, "inspect", source, *options, "--json")
+    shown = json.loads(out)
+    assert code == 0
+    code, _, _ = call(capsys, "fold-and-export", source, "-o", tmp_path / "models" / "x", *options)
+    assert code == 0
+    stored = load_bundle(tmp_path / "models" / "x" / "1").fold_report()
+    for document in (shown, stored):
+        assert (document["moves"], document["keep"]) == (["linear_to_norm", "norm_to_linear"], ["no*"])
+        assert document["norms"][0]["reason"] == "KEEP_ASKED"
+
+
+@pytest.mark.parametrize("wrong", [("--keep", "absent"), ("--moves", "teleport"), ("--html", "no/page.html")])
+def test_choices_that_fit_nothing_are_one_sentence(tmp_path, capsys, wrong):
+    code, _, err = call(capsys, "inspect", save_network(tmp_path / "small.onnx"), *wrong)
+    assert code == 2
+    assert_one_sentence(err)
 
 
 @pytest.mark.parametrize(("fault", "reason"), [({"variance": np.nan}, "NON_FINITE"), ({"training": True}, "TRAINING")])
