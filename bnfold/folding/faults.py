@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.expressions import Expr
+from bnfold.folding.expressions import Expr, Leaf, Scalar, walk
 from bnfold.folding.facts import Graph, Norm, Reason
 
 
@@ -39,9 +39,20 @@ def fault(norm: Norm) -> Reason | None:
         negative = _count(norm.statistics.variance, finite=False)
         if negative:
             return Reason("NEGATIVE_VARIANCE", f"its variance is negative in {negative} channel(s)")
-    if not all(np.isfinite(algebra.magnitude(part)).all() for part in (norm.scale, norm.shift)):
+    made_of = norm.statistics is None and not all(_is_finite(part) for part in (norm.scale, norm.shift))
+    if made_of or not all(np.isfinite(algebra.magnitude(part)).all() for part in (norm.scale, norm.shift)):
         return Reason("NON_FINITE_FOLD", "its scale or shift is not finite (a variance plus eps that is not positive?)")
     return None
+
+
+def _is_finite(expr: Expr) -> bool:
+    """True when every constant of an expression is finite: a division by infinity gives a finite zero."""
+    for node in walk(expr):
+        if isinstance(node, Scalar) and not np.isfinite(node.value):
+            return False
+        if isinstance(node, Leaf) and not np.isfinite(node.tensor.load().astype(np.float64)).all():
+            return False
+    return True
 
 
 def _count(expr: Expr, *, finite: bool) -> int:
