@@ -5,7 +5,7 @@
     .venv-zoo/bin/pip install -c constraints.txt -r benchmarks/requirements-zoo.txt
     .venv-zoo/bin/pip install --no-deps timm==1.0.31 torchvision==0.28.0
     .venv-zoo/bin/python benchmarks/fold_zoo.py                  # all networks, all steps that are not done yet
-    .venv-zoo/bin/python benchmarks/fold_zoo.py --latency-only   # on a quiet machine
+    .venv-zoo/bin/python benchmarks/fold_zoo.py --latency-only   # on a quiet machine; then --again latency to repeat
     .venv-zoo/bin/python benchmarks/fold_zoo.py --again module --again onnx resnet18 levit_128s
 
 The networks come from timm and torchvision, or from zoo/definitions.py; their weights and statistics are random
@@ -18,15 +18,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.doors import MOVES
 from zoo.files import Folder, write_json
 from zoo.networks import NETWORKS, Network
 from zoo.peers import PEERS
@@ -35,8 +37,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/fold_zoo.json"
 LATENCY = ROOT / "benchmarks/results/fold_zoo_latency.json"
 PAGE = ROOT / "docs/zoo.md"
-STEPS = ("prepare", "module", "onnx", "peers")
-THREADS = (1, 2)
+STEPS = ("prepare", "module", "onnx", "peers", "latency")  # the last one only when asked for
 PACKAGES = (
     "bnfold", "torch", "timm", "torchvision", "numpy", "onnx", "onnxscript", "onnxslim", "onnxsim", "onnxoptimizer",
     "onnxruntime", "onnxruntime-gpu",
@@ -45,7 +46,7 @@ _LIMIT_S = 1200  # a step that takes longer has failed
 
 
 def main() -> int:
-    """Run what is asked for; gives the number of networks that our folds got wrong or that failed."""
+    """Run what is asked for."""
     options = _options()
     if options.step:
         return _run_step(options.step, NETWORKS[options.networks[0]], _folder(options.work, options.networks[0]))
@@ -53,13 +54,13 @@ def main() -> int:
     if options.page_only:
         _write_page()
         return 0
+    steps = ("latency",) if options.latency_only else options.steps or STEPS[:-1]
+    for network in networks:
+        _fold(network, _folder(options.work, network.name), steps, options)
     if not options.latency_only:
-        for network in networks:
-            _fold(network, _folder(options.work, network.name), options)
         write_json(RESULTS, _collect(options.work))
-    if options.latency_only or options.latency:
-        for network in networks:
-            _time(network, options)
+    if "latency" in steps:
+        write_json(LATENCY, _collect_latency(options.work))
     _write_page()
     return 0
 
@@ -70,9 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "build/zoo", help="where models and steps are kept")
     parser.add_argument("--again", action="append", default=[], choices=STEPS, help="do this step again")
     parser.add_argument("--steps", action="append", default=[], choices=STEPS, help="do only this step")
-    parser.add_argument("--latency", action="store_true", help="measure latency after folding")
-    parser.add_argument("--latency-only", action="store_true", help="measure latency of what was folded before")
-    parser.add_argument("--latency-again", action="store_true", help="also where it was measured before")
+    parser.add_argument("--latency-only", action="store_true", help="measure only latency, of what was folded before")
     parser.add_argument("--page-only", action="store_true", help="write docs/zoo.md from the results")
     parser.add_argument("--step", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -93,12 +92,12 @@ def _files_of(step: str) -> Iterator[str]:
     yield from [f"peer-{peer}" for peer in PEERS] if step == "peers" else [step]
 
 
-def _fold(network: Network, folder: Folder, options: argparse.Namespace) -> None:
+def _fold(network: Network, folder: Folder, steps: Sequence[str], options: argparse.Namespace) -> None:
     """Every step of a network that has not been done, each in its own process."""
     if not network.is_installed:
         print(f"{network.name}: {network.source} is not installed, left out", file=sys.stderr)
         return
-    for step in options.steps or STEPS:
+    for step in steps:
         for part in _files_of(step):
             if step in options.again:
                 folder.forget(part)
@@ -114,7 +113,18 @@ def _fold(network: Network, folder: Folder, options: argparse.Namespace) -> None
                 failed = f"took longer than {_LIMIT_S} s"
             if failed:
                 folder.write(part, {"failed": failed})
-            print(f"{network.name:24s} {part:20s} {time.perf_counter() - start:6.1f} s  {failed}", file=sys.stderr)
+            told = failed or _told(folder.read(part) or {})
+            print(f"{network.name:24s} {part:20s} {time.perf_counter() - start:6.1f} s  {told}", file=sys.stderr)
+
+
+def _told(found: dict[str, Any]) -> str:
+    """What a step found, for a person who watches."""
+    if "threads" in found:
+        ratios = (f"{n}: {one['ratio'][one['best_peer']]['median']:.3f}" for n, one in found["threads"].items())
+        return "threads and ratio to the best peer: " + ", ".join(ratios)
+    if "default" in found:
+        return ", ".join(f"{moves}: {found[moves]['kept']} kept, {found[moves]['reduced']} reduced" for moves in MOVES)
+    return f"{found['left']} left" if "left" in found else str(found.get("failed", ""))
 
 
 def _environment() -> dict[str, str]:
@@ -123,7 +133,7 @@ def _environment() -> dict[str, str]:
 
 def _run_step(step: str, network: Network, folder: Folder) -> int:
     """One step, in this process."""
-    from zoo import doors, peers, prepare
+    from zoo import doors, latency, peers, prepare
 
     if step == "prepare":
         found = prepare.prepare(network, folder)
@@ -131,6 +141,8 @@ def _run_step(step: str, network: Network, folder: Folder) -> int:
         found = doors.fold_module(network, folder)
     elif step == "onnx":
         found = doors.fold_onnx(folder)
+    elif step == "latency":
+        found = latency.measure(folder)
     else:
         found = peers.fold_by_peer(step.removeprefix("peer-"), folder)
     folder.write(step, found)
@@ -145,7 +157,9 @@ def _collect(work: Path) -> dict[str, Any]:
         prepared = folder.read("prepare")
         if prepared is None:
             continue
-        found = {"prepare": prepared, "module": folder.read("module"), "onnx": folder.read("onnx")}
+        found: dict[str, Any] = {"prepare": prepared, "module": folder.read("module"), "onnx": folder.read("onnx")}
+        for door, moves in itertools.product(("module", "onnx"), MOVES):
+            ((found[door] or {}).get(moves) or {}).pop("details", None)  # a sentence a norm; the step's own file has it
         found["peers"] = {part.removeprefix("peer-"): folder.read(part) for part in _files_of("peers")}
         networks[name] = found
     return {"command": "python benchmarks/fold_zoo.py", **_surroundings(), "networks": networks}
@@ -170,33 +184,10 @@ def _cpu() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def _time(network: Network, options: argparse.Namespace) -> None:
-    """The latency of a network, one thread and two; what has been measured stays unless asked for again."""
-    import json
-
-    from zoo.latency import measure
-
-    folder = Folder(options.work / network.name)
-    known = json.loads(LATENCY.read_text()) if LATENCY.exists() else {"networks": {}}
-    if network.name in known["networks"] and not options.latency_again:
-        return
-    if not folder.model("ours_default").exists():
-        print(f"{network.name}: not folded yet, no latency", file=sys.stderr)
-        return
-    found = {str(threads): measure(folder, threads) for threads in THREADS}
-    known["networks"][network.name] = found
-    order = [name for name in NETWORKS if name in known["networks"]]
-    write_json(
-        LATENCY,
-        {
-            "command": "python benchmarks/fold_zoo.py --latency-only",
-            **_surroundings(),
-            "networks": {name: known["networks"][name] for name in order},
-        },
-    )
-    for threads, one in found.items():
-        ratios = ", ".join(f"{name} {ratio['median']:.3f}" for name, ratio in one["ratio"].items())
-        print(f"{network.name:24s} {threads} threads: {ratios}; same graph: {one['same_graph']}", file=sys.stderr)
+def _collect_latency(work: Path) -> dict[str, Any]:
+    found = {name: Folder(work / name).read("latency") for name in NETWORKS}
+    networks = {name: one for name, one in found.items() if one is not None and "failed" not in one}
+    return {"command": "python benchmarks/fold_zoo.py --latency-only", **_surroundings(), "networks": networks}
 
 
 def _write_page() -> None:

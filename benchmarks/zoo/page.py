@@ -21,10 +21,11 @@ def render(results: Found, latency: Found | None) -> str:
     parts += [_summary(networks), _FOLDING, _table(_FOLDING_HEAD, map(_folding_row, networks.items()))]
     parts += [_PEERS, _table(("network", "norms", "bnfold", *TOOLS), map(_peers_row, networks.items()))]
     parts += [_REASONS, _table(("network", "outcome", "reason", "default", "all"), _reason_rows(networks))]
-    parts += [_SECONDS, _table(("network", "bnfold", *PEERS), map(_seconds_row, networks.items()))]
     if latency is not None and latency["networks"]:
         parts += [_LATENCY.format(**_where(latency), rounds=_rounds(latency)), _latency_summary(latency["networks"])]
         parts += [_table(_LATENCY_HEAD, _latency_rows(latency["networks"]))]
+        tools = ("bnfold", *PEERS)
+        parts += [_SECONDS, _table(("network", *tools), _seconds_rows(latency["networks"], tools))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -56,7 +57,8 @@ Through the door of ONNX; [folding.md](folding.md) explains the reasons."""
 
 _SECONDS = """## Seconds to fold
 
-From the bytes of a model to the bytes of the folded one, once, after a first run on a tiny model."""
+Of the same run: from the bytes of a model to the bytes of the folded one on one thread, in turn, the quickest of three,
+after a first run on a tiny model. The peers do more than fold; bnfold does only that."""
 
 _LATENCY = """## Latency
 
@@ -152,13 +154,10 @@ def _reason_rows(networks: Found) -> Iterator[tuple[str, ...]]:
             yield (name, outcome, f"`{reason}`", *(str(one.get(key, 0)) for one in counts))
 
 
-def _seconds_row(item: tuple[str, Found]) -> tuple[str, ...]:
-    name, found = item
-    ours = (found["onnx"] or {}).get("default", {})
-    return (
-        name,
-        *(f"{one['seconds']:.2f}" if "seconds" in one else "" for one in (ours, *(_tool(found, p) for p in PEERS))),
-    )
+def _seconds_rows(networks: Found, tools: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    for name, found in networks.items():
+        seconds = found["fold_seconds"]
+        yield (name, *(f"{seconds[tool]:.3f}" if tool in seconds else "" for tool in tools))
 
 
 def _summary(networks: Found) -> str:
@@ -189,12 +188,12 @@ def _summary(networks: Found) -> str:
 
 
 def _rounds(latency: Found) -> int:
-    return int(min(one["rounds"] for found in latency["networks"].values() for one in found.values()))
+    return int(min(one["rounds"] for found in latency["networks"].values() for one in found["threads"].values()))
 
 
 def _latency_rows(networks: Found) -> Iterator[tuple[str, ...]]:
     for name, found in networks.items():
-        for threads, one in found.items():
+        for threads, one in found["threads"].items():
             ratios = (_ratio(one, rival) for rival in (one["best_peer"], "default", "hooks"))
             peer = _NAMES.get(one["best_peer"], one["best_peer"])
             yield (name, threads, f"{one['median_ms']['ours_default']:.2f}", peer, *ratios)
@@ -210,8 +209,8 @@ def _ratio(one: Found, rival: str) -> str:
 
 def _latency_summary(networks: Found) -> str:
     lines = []
-    for threads in dict.fromkeys(threads for found in networks.values() for threads in found):
-        ones = {name: found[threads] for name, found in networks.items() if threads in found}
+    for threads in dict.fromkeys(key for found in networks.values() for key in found["threads"]):
+        ones = {name: found["threads"][threads] for name, found in networks.items() if threads in found["threads"]}
         ratios = {name: one["ratio"][one["best_peer"]]["median"] for name, one in ones.items()}
         same = {name for name, one in ones.items() if one["best_peer"] in one["same_graph"]}
         worst = max(ratios, key=lambda name: ratios[name])

@@ -71,7 +71,7 @@ def fold_by_peer(name: str, folder: Folder) -> dict[str, Any]:
     """What a peer makes of unfolded.onnx; seconds from bytes to bytes. Writes <peer>.onnx."""
     fold = PEERS[name]
     data = folder.model("unfolded").read_bytes()
-    fold(_tiny())  # imports, and what is done once
+    fold(tiny())  # imports, and what is done once
     start = time.perf_counter()
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -99,7 +99,8 @@ def judge(name: str, folder: Folder) -> dict[str, Any]:
     return found
 
 
-def _tiny() -> onnx.ModelProto:
+def tiny() -> onnx.ModelProto:
+    """A model without norms."""
     return onnx.parser.parse_model(
         '<ir_version: 10, opset_import: ["": 20]> tiny (float[N, 3] x) => (float[N, 3] y) { y = Relu(x) }'
     )

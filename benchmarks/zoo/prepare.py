@@ -18,7 +18,7 @@ from zoo.networks import Network
 from zoo.peers import judge
 from zoo.statistics import images, norms_of, randomise
 
-BATCH = 2  # images for the comparisons
+BATCH = 2  # images for the comparisons, of networks of full size
 
 
 def build(network: Network) -> tuple[nn.Module, torch.Tensor]:
@@ -27,7 +27,7 @@ def build(network: Network) -> tuple[nn.Module, torch.Tensor]:
     module = network.make()
     x = images(network.shape)
     randomise(module, x)
-    return module, x[:BATCH].clone()
+    return module, x if network.source == "zoo" else x[:BATCH].clone()
 
 
 def run(module: nn.Module, x: torch.Tensor) -> np.ndarray[Any, np.dtype[Any]]:
