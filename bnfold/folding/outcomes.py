@@ -35,7 +35,7 @@ def _declined(bench: Bench, more: Bench, norms: Sequence[Norm]) -> Iterator[Decl
         move = costs[name]
         if not move.cost:  # free in itself, but only after a move that is not
             move = costs["copy_shared_weight"] if more.allowed - bench.allowed else move
-        yield Declined(move.name, norm.name, f"{move.does}; it costs {move.cost}, which a norm need not cost")
+        yield Declined(move.name, norm.name, f"{move.does}, at the cost of {move.cost}")
 
 
 def _row(bench: Bench, norm: Norm, helped_by: str) -> NormOutcome:

@@ -8,7 +8,6 @@ import time
 import traceback
 from collections import Counter
 
-
 import numpy as np
 from facts_graphs import Sample, Seeded, grow
 from facts_interpreter import run
@@ -65,9 +64,10 @@ def _problem(seed: int, moves: str, found: Counter[str]) -> str:
         gap = difference(sample, plan)
     except Exception:
         return traceback.format_exc(limit=-3)
-    found.update(f"{moves}/{row.outcome}/{row.reason}" if row.reason else f"{moves}/{row.outcome}" for row in plan.report.norms)
+    found.update(
+        f"{moves}/{row.outcome}/{row.reason}" if row.reason else f"{moves}/{row.outcome}" for row in plan.report.norms
+    )
     return f"differs by {gap:.3g}" if not gap <= TOLERANCE else ""
-
 
 
 if __name__ == "__main__":

@@ -13,11 +13,34 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from bnfold.folding.carriers import (
-    Activation, Concat, Pad, Pool, Reshape, Resize, Rule, Select, Shuffle, Split, Sum, Transpose, Window,
+    Activation,
+    Concat,
+    Pad,
+    Pool,
+    Reshape,
+    Resize,
+    Rule,
+    Select,
+    Shuffle,
+    Split,
+    Sum,
+    Transpose,
+    Window,
 )  # fmt: skip
 from bnfold.folding.expressions import Leaf, Scalar, Tensor
 from bnfold.folding.facts import (
-    ELEMENTWISE, Carrier, Dim, Graph, Linear, Node, Norm, Opaque, Statistics, Step, affine_step, batch_norm,
+    ELEMENTWISE,
+    Carrier,
+    Dim,
+    Graph,
+    Linear,
+    Node,
+    Norm,
+    Opaque,
+    Statistics,
+    Step,
+    affine_step,
+    batch_norm,
 )  # fmt: skip
 
 T = TypeVar("T")
@@ -214,7 +237,9 @@ class _Growing:
         beta = np.zeros(channels) if self.pick((False, False, True)) else self.rng.normal(size=channels)
         mean = beta * 0 if not beta.any() else self.rng.normal(size=channels)
         variance = self.rng.uniform(0.05, 3, size=channels)
-        parts = [Leaf(self._used(tensor(f"{id}.{k}", v))) for k, v in zip("gbmv", (gamma, beta, mean, variance), strict=True)]
+        parts = [
+            Leaf(self._used(tensor(f"{id}.{k}", v))) for k, v in zip("gbmv", (gamma, beta, mean, variance), strict=True)
+        ]
         return Statistics(*parts, Scalar(self.pick((1e-3, 1e-5, 0.0))))
 
     def _affine(self, x: str) -> str:
@@ -223,7 +248,11 @@ class _Growing:
         kind = self.pick(("add", "sub", "mul", "div"))
         is_vector = self.pick((True, True, False))
         values = self.rng.uniform(0.3, 2, size=channels) * self.rng.choice((-1, 1), size=channels)
-        by = Leaf(self._used(tensor(f"{id}.by", values))) if is_vector else Scalar(self.pick((0.5, 2.0, 0.0 if kind in ("add", "sub") else 1.0)))
+        by = (
+            Leaf(self._used(tensor(f"{id}.by", values)))
+            if is_vector
+            else Scalar(self.pick((0.5, 2.0, 0.0 if kind in ("add", "sub") else 1.0)))
+        )
         scale, shift = affine_step(kind, by)
         axis = 1 if is_vector else None
         self.nodes.append(Norm(id, id, ELEMENTWISE, x, id, scale, shift, axis, (id,), steps=(Step(kind, by),)))
@@ -240,7 +269,9 @@ class _Growing:
         return names[-1]
 
     def _activation(self, x: str) -> str:
-        function = self.pick(("relu", "relu", "relu", "leaky_relu", "relu6", "elu", "silu", "gelu", "hardswish", "mish"))
+        function = self.pick(
+            ("relu", "relu", "relu", "leaky_relu", "relu6", "elu", "silu", "gelu", "hardswish", "mish")
+        )
         slope = 0.25 if function == "leaky_relu" else None
         return self._carrier("act", (x,), Activation(function, slope), self.sizes[x])
 
@@ -267,7 +298,9 @@ class _Growing:
             kind = self.pick(("conv3", "conv3", "conv1", "skip", "norm", "norm"))
             window = self._window(3 if kind == "conv3" else 1, same=True)
             made = self._conv(x, channels, window) if kind.startswith("conv") else x
-            branches.append(made if kind == "skip" else self.pick((made, self._norm(made))) if kind != "norm" else self._norm(x))
+            branches.append(
+                made if kind == "skip" else self.pick((made, self._norm(made))) if kind != "norm" else self._norm(x)
+            )
         total = branches[0]
         for branch in branches[1:]:
             terms = self.pick(((total, branch), (branch, total)))

@@ -14,11 +14,32 @@ from typing import Any
 import numpy as np
 
 from bnfold.folding.carriers import (
-    Activation, Concat, Pool, Reshape, Select, Shuffle, Split, Sum, Transpose, Window,
+    Activation,
+    Concat,
+    Pool,
+    Reshape,
+    Select,
+    Shuffle,
+    Split,
+    Sum,
+    Transpose,
+    Window,
 )  # fmt: skip
 from bnfold.folding.edits import AddConstant, Bypass, Edit, Redirect, SetAffine, SetSlope, SetWeights
 from bnfold.folding.expressions import (
-    Embed, Expr, Given, Join, Leaf, Op, Permute, Scalar, Spread, Take, Total, View, walk,
+    Embed,
+    Expr,
+    Given,
+    Join,
+    Leaf,
+    Op,
+    Permute,
+    Scalar,
+    Spread,
+    Take,
+    Total,
+    View,
+    walk,
 )  # fmt: skip
 from bnfold.folding.facts import Carrier, Graph, Linear, Norm, Opaque
 

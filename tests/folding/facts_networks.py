@@ -8,8 +8,8 @@ import numpy as np
 from facts_oracle import tensor
 from hypothesis import strategies as st
 
-from bnfold.folding.expressions import Leaf, Scalar, Tensor
 from bnfold.folding.carriers import Window
+from bnfold.folding.expressions import Leaf, Scalar, Tensor
 from bnfold.folding.facts import (
     ELEMENTWISE,
     Graph,
