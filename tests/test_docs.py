@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from bnfold.folding.moves import MOVES
+from bnfold.folding.moves.constant_map import LARGEST
+from bnfold.folding.report import NormNumbers
+from bnfold.pages.drawing import MOST_NODES
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -14,3 +19,20 @@ def test_every_reason_code_is_documented_and_no_other() -> None:
     page = (ROOT / "docs/folding.md").read_text()
     documented = set(re.findall(r"^\| `([A-Z_]+)` \| (?:kept|refused) \|", page, re.M))
     assert used == documented
+
+
+def test_every_move_is_documented_with_its_cost_and_no_other() -> None:
+    page = (ROOT / "docs/folding.md").read_text()
+    page = page.partition("## Moves")[2].partition("\n## ")[0]
+    rows = [line.strip("|").split(" | ") for line in page.splitlines() if line.startswith("| `")]
+    documented = {row[0].strip(" `"): row[-1].strip() for row in rows}
+    assert documented.keys() == {move.name for move in MOVES}
+    for move in MOVES:
+        assert documented[move.name].startswith("none") == (not move.cost)
+
+
+def test_every_number_of_a_norm_is_documented() -> None:
+    page = (ROOT / "docs/folding.md").read_text()
+    assert all(f"| `{name}` |" in page for name in NormNumbers.__dataclass_fields__)
+    assert f"{LARGEST:,} elements" in page
+    assert f"{MOST_NODES:,} nodes" in page
