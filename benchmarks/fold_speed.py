@@ -168,7 +168,8 @@ def _grown(folder: Path, length: int, options: argparse.Namespace) -> dict[str, 
     path = folder / f"chain{length}.onnx"
     path.write_bytes(chain(length).SerializeToString())
     row = _row("bnfold", [_run("bnfold", path, sys.executable) for _ in range(options.n if length < 10000 else 2)])
-    return {"norms": length, "milliseconds_each": round(1000 * row["seconds"] / length, 3), **row}
+    each = {f"milli{key}_each": round(1000 * row[key] / length, 3) for key in ("seconds", "cpu_seconds")}
+    return {"norms": length, **each, **row}
 
 
 def _memory(folder: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
