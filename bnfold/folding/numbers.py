@@ -25,6 +25,7 @@ _ROUNDOFF = {
     "float32": (2.0**-24, 2.0**-150),
     "float64": (2.0**-53, 0.0),  # 2**-1075 is no float64
 }
+_BLOCK = 1 << 20  # weights at a time
 _MOST = 2.0**53  # an amplification from here on: float64 sees nothing but cancellation
 
 
@@ -57,8 +58,8 @@ def error_bounds(edits: Sequence[Edit], x: float = 1.0) -> tuple[ErrorBound, ...
     """For each linear that changes, how far rounding its weight and bias once moves each output channel.
 
     For inputs with |x_i| <= x: `|y'_o - y_o| <= u * (x * sum |W'_o| + |c'_o|)`, with u the unit roundoff of the dtype
-    (and half the smallest subnormal for each weight that is smaller than any normal number). Every weight is read
-    and evaluated, so this takes as long as folding. Raises FoldError for an x that is no finite number from 0.
+    (and half the smallest subnormal for each weight, where that is more). Every weight is read and rounded, so this
+    takes as long as folding. Raises FoldError for an x that is no finite number from 0.
     """
     if not _is_bound(x):
         raise FoldError(f"the bound on the inputs is {x!r}; expected a finite number from 0, as 1.0")
@@ -77,25 +78,26 @@ def _is_bound(x: object) -> bool:
 
 
 def _bound(edit: SetWeights, x: float) -> ErrorBound:
-    weight = np.abs(algebra.magnitude(edit.weight))
-    rows = _by_output(weight, edit)
-    unit, least = _ROUNDOFF.get(edit.weight_dtype, (0.0, 0.0))
-    bound = x * (unit * rows.sum(axis=1) + least * rows.shape[1])
-    if edit.bias is not None:
-        unit, least = _ROUNDOFF.get(edit.bias_dtype, (0.0, 0.0))
-        bound = bound + unit * np.abs(algebra.magnitude(edit.bias)).reshape(-1) + least
+    unit, least = _ROUNDOFF[edit.weight_dtype]
+    weight = edit.weight_values()
+    sums = _sums(weight, edit)
+    bound = x * (unit * sums + least * (weight.size / max(1, sums.size)))
+    bias = edit.bias_values()
+    if bias is not None:
+        unit, least = _ROUNDOFF[edit.bias_dtype]
+        bound = bound + unit * np.abs(bias.astype(np.float64)) + least
     channels = tuple(_upwards(value) for value in bound.tolist())
     names = tuple(dict.fromkeys(norm.name for norm in edit.norms))
     return ErrorBound(edit.linear.name, edit.weight_dtype, names, x, max(channels, default=0.0), channels)
 
 
-def _by_output(weight: Array, edit: SetWeights) -> Array:
-    """The weight as (O, everything else)."""
-    if edit.linear.out_first:
-        return weight.reshape(weight.shape[0], -1)
-    groups = edit.groups
-    apart = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
-    return np.moveaxis(apart, 2, 1).reshape(groups * weight.shape[1], -1)
+def _sums(weight: Array, edit: SetWeights) -> Array:
+    """sum |W| over all that an output channel is made of: (O,), float64. A few rows at a time: it may be huge."""
+    apart = weight if edit.linear.out_first else weight.reshape(edit.groups, -1, *weight.shape[1:])
+    axes = tuple(range(1, apart.ndim)) if edit.linear.out_first else (1, *range(3, apart.ndim))
+    rows = max(1, _BLOCK // max(1, apart[:1].size))
+    parts = [np.abs(apart[at : at + rows].astype(np.float64)).sum(axis=axes) for at in range(0, apart.shape[0], rows)]
+    return np.concatenate(parts).reshape(-1) if parts else np.zeros(0)
 
 
 def _upwards(value: float) -> float:
