@@ -126,6 +126,25 @@ def sharing_problem(bench: Bench, state: LinearState) -> Reason | None:
     return None
 
 
+def affordable(bench: Bench, found: Changes | Reason) -> Changes | Reason:
+    """The changes, unless they cost more than the norm: several products would get an addition each in its place."""
+    if isinstance(found, Reason) or "extra_additions" in bench.allowed:
+        return found
+    added = [id for id, (new, _, _) in found.linears.items() if _gets_addition(bench.linears[id], new)]
+    if len(added) < 2:
+        return found
+    return Reason(
+        "COSTS_MORE",
+        f"{bench.label(added[0])} and {len(added) - 1} more have no bias, and each would need an addition of its own "
+        "(moves: extra_additions)",
+    )
+
+
+def _gets_addition(state: LinearState, new: Weights) -> bool:
+    """True for a product without a bias that gets one: a MatMul has no place for it."""
+    return state.linear.kind == "MatMul" and state.weights.bias is None and new.bias is not None
+
+
 def commit(bench: Bench, norm: Norm, changes: Changes, *, is_gone: bool, is_right_behind: bool) -> None:
     """Make the changes of an attempt. is_gone: the norm leaves; is_right_behind: it stood right behind a linear."""
     taken = [*bench.norms[norm.id].taken, norm]

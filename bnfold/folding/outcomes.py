@@ -33,8 +33,9 @@ def _declined(bench: Bench, more: Bench, norms: Sequence[Norm]) -> Iterator[Decl
         if norm.id in bench.fate or norm.id in bench.reduced or norm.id not in more.moved_by:
             continue
         move = costs[name]
-        if not move.cost:  # free in itself, but only after a move that is not
-            move = costs["copy_shared_weight"] if more.allowed - bench.allowed else move
+        if not move.cost:  # free in itself, but only where another one is allowed: the reason names it
+            why = " ".join(reason.detail for reason in bench.why.get(norm.id, []))
+            move = next((other for other in MOVES if f"(moves: {other.name})" in why), costs["copy_shared_weight"])
         yield Declined(move.name, norm.name, f"{move.does}, at the cost of {move.cost}")
 
 

@@ -9,7 +9,7 @@ Source: Jacob et al. 2018 (arXiv 1712.05877), section 3.2. It costs nothing at r
 
 from __future__ import annotations
 
-from bnfold.folding.absorb import Changes, commit
+from bnfold.folding.absorb import Changes, affordable, commit
 from bnfold.folding.bench import Bench, NormState
 from bnfold.folding.facts import Linear, Reason
 from bnfold.folding.upstream import upstream
@@ -22,7 +22,7 @@ def linear_to_norm(bench: Bench) -> bool:
         if bench.is_gone(state.norm.id) or not state.norm.is_norm:
             continue
         problem = obstacle(state)
-        found = problem or upstream(bench, state, state.map)  # type: ignore[arg-type]
+        found = problem or affordable(bench, upstream(bench, state, state.map))  # type: ignore[arg-type]
         if isinstance(found, Reason):
             bench.explain(state.norm, found)
             continue

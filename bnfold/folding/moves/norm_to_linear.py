@@ -8,7 +8,7 @@ Source: linearity of the layer in its input. It costs nothing at run time.
 
 from __future__ import annotations
 
-from bnfold.folding.absorb import commit
+from bnfold.folding.absorb import affordable, commit
 from bnfold.folding.bench import Bench
 from bnfold.folding.downstream import downstream
 from bnfold.folding.facts import Reason
@@ -21,7 +21,7 @@ def norm_to_linear(bench: Bench) -> bool:
     for state in reversed(bench.live_norms()):
         if bench.is_gone(state.norm.id) or not state.norm.is_norm or obstacle(state) is not None or state.map is None:
             continue
-        found = downstream(bench, state, state.map)
+        found = affordable(bench, downstream(bench, state, state.map))
         if isinstance(found, Reason):
             bench.explain(state.norm, found)
             continue
