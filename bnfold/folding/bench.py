@@ -72,6 +72,7 @@ class Bench:
         self.reduced: dict[str, list[str]] = {}  # of a norm of which something is left: ids of what took the rest
         self.moved_by: dict[str, str] = {}  # of a norm that has gone or is reduced: the move that did it
         self.why: dict[str, list[Reason]] = {}  # of a norm that stays: what was tried
+        self.sloped: set[str] = set()  # activations that have a slope for each channel
         self.sealed: set[str] = set()  # values that must not be asked for a map any more
         self._alias: dict[str, str] = {}
         self._readers: dict[str, list[Slot]] = {}
@@ -171,8 +172,9 @@ class Bench:
             self.fate[id] = into
 
     def set_slope(self, edit: SetSlope) -> None:
-        """Give an activation a slope for each channel."""
+        """Give an activation a slope for each channel. That is done once: its facts still have the old slope."""
         self.removals.append(edit)
+        self.sloped.add(edit.carrier.id)
 
     def add_constant(self, edit: AddConstant) -> None:
         """Add a constant to a value."""

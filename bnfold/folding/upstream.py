@@ -169,7 +169,8 @@ class _Upstream:
         passages = transport.backward(node, tuple(maps), self.bench.shapes)
         if isinstance(passages, Reason):
             return passages
-        usable = [passage for passage in passages if passage.slope is None or "per_channel_slope" in self.bench.allowed]
+        may_turn = "per_channel_slope" in self.bench.allowed and node.id not in self.bench.sloped
+        usable = [passage for passage in passages if passage.slope is None or may_turn]
         if not usable:
             return Reason("COSTS_MORE", f"{node.label} would need a slope for each channel (moves: per_channel_slope)")
         chosen = 0

@@ -63,3 +63,10 @@ def test_one_wrong_weight_is_seen():
                 break
     assert planned > 50
     assert seen >= 0.9 * planned  # not where an activation cuts the difference off, or a weight leads nowhere
+
+
+@pytest.mark.parametrize("seed", [127517])
+def test_graphs_that_were_folded_wrongly_once_are_folded_rightly(seed):
+    # 127517: two norms behind a LeakyReLU, each of which would turn its slopes
+    sample = seeded(seed)
+    assert difference(sample, make_plan(sample.graph, moves="all")) <= TOLERANCE
