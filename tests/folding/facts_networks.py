@@ -8,10 +8,11 @@ import numpy as np
 from facts_oracle import tensor
 from hypothesis import strategies as st
 
-from bnfold.folding.carriers import Window
+from bnfold.folding.carriers import Activation, Sum, Window
 from bnfold.folding.expressions import Leaf, Scalar, Tensor
 from bnfold.folding.facts import (
     ELEMENTWISE,
+    Carrier,
     Graph,
     Linear,
     Node,
@@ -130,6 +131,18 @@ class Network:
         self.shapes[id] = self.shapes[inputs[0]]
         return id
 
+    def activation(self, x: str, function: str = "relu") -> str:
+        return self._carrier("Activation", (x,), Activation(function))
+
+    def add(self, *inputs: str) -> str:
+        return self._carrier("Add", inputs, Sum((1,) * len(inputs)))
+
+    def _carrier(self, kind: str, inputs: tuple[str, ...], rule: Any) -> str:
+        id = f"n{len(self.nodes)}"
+        self.nodes.append(Carrier(id, id, kind, inputs, (id,), rule))
+        self.shapes[id] = self.shapes[inputs[0]]
+        return id
+
     def weights(self) -> list[tuple[Linear, Tensor]]:
         return [(node, node.weight) for node in self.nodes if isinstance(node, Linear)]
 
@@ -157,7 +170,7 @@ def networks(draw: st.DrawFn) -> tuple[Network, Graph]:
 
 
 def _inputs(node: Node) -> tuple[str, ...]:
-    return node.inputs if isinstance(node, Opaque) else (node.input,)
+    return node.inputs if isinstance(node, Opaque | Carrier) else (node.input,)
 
 
 def _node(draw: st.DrawFn, net: Network, x: str) -> str:

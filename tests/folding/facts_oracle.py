@@ -82,6 +82,9 @@ def norm(node: Norm, x: Any) -> Any:
 
 def run(graph: Graph, inputs: Mapping[str, Any], edits: Sequence[Edit] = ()) -> list[Any]:
     """The graph outputs. With edits, as an adapter carries them out."""
+    unknown = [edit for edit in edits if not isinstance(edit, SetWeights | Bypass | SetAffine)]
+    if unknown:
+        raise TypeError(f"facts_interpreter carries out {unknown[0]}, this does not")
     changed = {edit.linear.id: edit for edit in edits if isinstance(edit, SetWeights)}
     affine = {edit.norm.output: edit for edit in edits if isinstance(edit, SetAffine)}
     gone = {id for edit in edits if isinstance(edit, Bypass) for id in edit.norm.nodes}

@@ -7,8 +7,8 @@ import pytest
 from facts_networks import Network
 from facts_oracle import number, tensor
 
-from bnfold.folding import facts
-from bnfold.folding.edits import SetWeights
+from bnfold.folding import expressions, facts
+from bnfold.folding.edits import SetWeights, sources
 from bnfold.folding.expressions import ONE, ZERO, Leaf, Op, Scalar, View
 from bnfold.folding.facts import GRAPH_OUTPUT, Graph, Opaque
 from bnfold.folding.plan import make_plan
@@ -22,10 +22,10 @@ def leaf(*values: float) -> Leaf:
 
 def test_literal_ones_and_zeros_are_left_out_of_expressions():
     x = leaf(2.0, 3.0)
-    assert facts.add(ZERO, x) is facts.add(x, ZERO) is facts.sub(x, ZERO) is x
-    assert facts.mul(ONE, x) is facts.mul(x, ONE) is facts.div(x, ONE) is x
-    assert facts.mul(ZERO, x) == facts.mul(x, ZERO) == ZERO
-    assert facts.sub(ZERO, x) == Op("sub", (ZERO, x))
+    assert expressions.add(ZERO, x) is expressions.add(x, ZERO) is expressions.sub(x, ZERO) is x
+    assert expressions.mul(ONE, x) is expressions.mul(x, ONE) is expressions.div(x, ONE) is x
+    assert expressions.mul(ZERO, x) == expressions.mul(x, ZERO) == ZERO
+    assert expressions.sub(ZERO, x) == Op("sub", (ZERO, x))
 
 
 def test_each_step_is_the_map_that_it_says():
@@ -52,8 +52,8 @@ def test_batch_norm_is_the_formula_of_the_paper():
 def test_leaves_are_named_once_in_order_and_shapes_broadcast():
     a, b = tensor("a", np.zeros(3)), tensor("b", np.zeros((2, 1)))
     expr = Op("add", (Op("mul", (Leaf(b), Leaf(a))), View(Leaf(a), (1, 3))))
-    assert facts.leaves(expr) == (b, a)
-    assert facts.shape_of(expr) == (2, 3)
+    assert expressions.leaves(expr) == (b, a)
+    assert expressions.shape_of(expr) == (2, 3)
 
 
 def test_a_graph_output_and_the_parameters_of_a_norm_are_readers():
@@ -95,10 +95,10 @@ def chain(net: Network, *steps: str) -> facts.Norm:
 
 def spelt_out(net: Network, kind: str, *rest: str) -> facts.Norm:
     """(x - mean) / sqrt(variance + eps), or times its reciprocal, and what follows."""
-    deviation = facts.sqrt(Op("add", (leaf(4.0, 9.0, 16.0), Scalar(1e-3))))
+    deviation = expressions.sqrt(Op("add", (leaf(4.0, 9.0, 16.0), Scalar(1e-3))))
     x = net.step("x", "sub", 1)
     x = net.step(x, kind, 1)
-    by = deviation if kind == "div" else facts.div(ONE, deviation)
+    by = deviation if kind == "div" else expressions.div(ONE, deviation)
     node = net.nodes[-1]
     assert isinstance(node, facts.Norm)
     scale, shift = facts.affine_step(kind, by)  # type: ignore[arg-type]
@@ -157,8 +157,9 @@ def test_an_edit_names_the_tensors_that_it_is_made_of():
     out = net.bn(step)
     edit = make_plan(net.graph(out)).edits[0]
     assert isinstance(edit, SetWeights)
-    assert edit.sources("weight") == (f"{c}.weight", f"{out}.gamma", f"{out}.variance")
-    assert set(edit.sources("bias")) == {
+    assert edit.bias is not None
+    assert sources(edit.weight) == (f"{c}.weight", f"{out}.gamma", f"{out}.variance")
+    assert set(sources(edit.bias)) == {
         f"{c}.bias", f"{step}.c", *(f"{out}.{part}" for part in ("gamma", "beta", "mean", "variance"))
     }  # fmt: skip
 
