@@ -116,14 +116,15 @@ class _Upstream:
 
     def _at(self, value: str, node: object) -> Reason | None:
         wanted = self._wanted(value)
-        if isinstance(wanted, Reason):
+        # Who else reads it is no question where nothing could take a map in anyway.
+        if isinstance(wanted, Reason) and isinstance(node, Linear | Norm | Carrier):
             return wanted
-        if wanted.is_identity:
+        if isinstance(wanted, AffineMap) and wanted.is_identity:
             return None
         match node:
-            case Linear():
+            case Linear() if isinstance(wanted, AffineMap):
                 return self._into_linear(node, wanted)
-            case Norm():
+            case Norm() if isinstance(wanted, AffineMap):
                 return self._into_norm(node, wanted)
             case Opaque() if node.why:
                 return node.why

@@ -262,7 +262,7 @@ OTHERS: dict[str, Case] = {
     ),
     "concatenation with a graph input": Case(
         wired(lambda m, x: m.bn(torch.cat([m.one(x), x], 1)), one=conv(3, 4, 3, padding=1), bn=norm(7)),
-        IMAGE, (OTHER,),
+        IMAGE, (NO_LINEAR,),
     ),
     "sum of two": Case(
         wired(
