@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from bnfold.errors import FoldError
 from bnfold.folding import upstream as upstream_module
 from bnfold.folding.edits import Bypass, SetAffine, SetWeights
-from bnfold.folding.expressions import Expr, Given, add, mul
+from bnfold.folding.expressions import Given, add, mul
 from bnfold.folding.facts import Graph, Linear, Norm, Reason
 from bnfold.folding.plan import make_plan
 
@@ -597,7 +597,7 @@ def calls_of(action: Callable[[], object]) -> int:
     """How many functions of Python are called: the same on every machine."""
     calls = 0
 
-    def count(frame: Any, event: str, argument: Any) -> None:
+    def count(_frame: Any, event: str, _argument: Any) -> None:
         nonlocal calls
         calls += event == "call"
 
@@ -620,3 +620,37 @@ def test_the_work_of_a_plan_grows_with_the_length_of_a_network_and_not_with_its_
         graph = net.graph(build(net, count))
         found.append(calls_of(lambda graph=graph: make_plan(graph, moves=moves)))
     assert found[1] < 5 * found[0]
+
+
+@pytest.mark.parametrize("other", ["conv", "output"])
+def test_a_norm_behind_an_input_lacks_a_linear_whoever_else_reads_the_input(other):
+    net = Network()
+    out = net.opaque("Tanh", net.bn("x"))
+    graph = net.graph(out, net.conv("x") if other == "conv" else "x")
+    assert list(rows(graph).values()) == [("kept", "NO_LINEAR_BEFORE")]
+
+
+def test_keep_is_one_pattern_or_several():
+    net = Network()
+    graph = net.graph(chain_of(net, 2))
+    assert rows(graph, keep="block*") == rows(graph, keep=["block*"])
+    for wrong in (3, [3]):
+        with pytest.raises(FoldError, match="expected names or patterns of norms"):
+            make_plan(graph, keep=wrong)
+    with pytest.raises(FoldError, match="expected 'default', 'all' or names out of"):
+        make_plan(graph, moves=3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_norm_behind_a_norm_goes_into_it_where_that_one_may_be_touched(kept):
+    net = Network(seed=3)
+    graph = net.graph(net.bn(net.bn(net.opaque("Tanh", "x"), name="front"), name="back"))
+    given_ = {"keep": ["front"]} if kept else {}
+    assert (rows(graph, **given_)["back"][0] == "kept") == kept
+    assert folds_exactly(net, graph, **given_)
+
+
+def test_a_norm_over_data_of_unknown_rank_is_kept():
+    net = Network()
+    graph = dataclasses.replace(net.graph(net.bn("x")), shapes={})
+    assert list(rows(graph).values()) == [("kept", "AXIS_UNKNOWN")]
