@@ -27,6 +27,7 @@ ROUNDS = 31
 SCREENING_ROUNDS = 9
 _WARM_UP = 4
 _FOLDS = 3
+_FOLDS_S = 20.0  # no further turn after that many seconds
 _SAMPLE_S = 0.004  # a sample repeats a quick network until it takes this long
 _OURS, _DEFAULT, _HOOKS = "ours_default", "default", "hooks"
 
@@ -52,7 +53,8 @@ def _measure(folder: Folder, threads: int) -> dict[str, Any]:
     screened = _alternate(timers, SCREENING_ROUNDS)
     best = min(rivals, key=lambda name: statistics.median(screened[name]))
     chosen = list(dict.fromkeys((_OURS, best, _DEFAULT, _HOOKS)))
-    samples = _alternate({name: timers[name] for name in chosen if name in timers}, ROUNDS)
+    timers = {name: timers[name] for name in chosen if name in timers}  # the sessions of the others are closed
+    samples = _alternate(timers, ROUNDS)
     medians = {name: 1e3 * statistics.median(taken) for name, taken in samples.items()}
     return {
         "best_peer": best,
@@ -65,14 +67,19 @@ def _measure(folder: Folder, threads: int) -> dict[str, Any]:
 
 
 def _measure_folding(folder: Folder) -> dict[str, float]:
-    """Seconds from the bytes of unfolded.onnx to the bytes of the folded model, in turn, the quickest of three."""
+    """Seconds from the bytes of unfolded.onnx to the bytes of the folded model, in turn, the quickest of three turns.
+
+    Of fewer, where they take long.
+    """
     data = folder.model("unfolded").read_bytes()
     tools: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {"bnfold": lambda model: bnfold.fold(model).model}
     tools |= {name: fold for name, fold in PEERS.items() if "seconds" in (folder.read(f"peer-{name}") or {})}
     for fold in tools.values():
         fold(tiny())  # imports, and what is done once
     taken: dict[str, list[float]] = {name: [] for name in tools}
-    for _ in range(_FOLDS):
+    for turn in range(_FOLDS):
+        if turn and sum(sum(seconds) for seconds in taken.values()) > _FOLDS_S:
+            break
         for name, fold in tools.items():
             start = time.perf_counter()
             with contextlib.redirect_stdout(io.StringIO()):

@@ -31,10 +31,14 @@ def render(results: Found, latency: Found | None) -> str:
 
 _HEAD = """# The zoo
 
-Written by `{command}`; not edited by hand. {count} networks from timm, torchvision and `benchmarks/zoo/definitions.py`,
-in training form where they have one, with random weights and random statistics: gamma of both signs, means, variances
-and beta far from their defaults, and activations of size one (`benchmarks/zoo/statistics.py`). One image is what the
-latency is measured on, two are compared. {cpu}, {cores} cores; {versions}."""
+Written by `{command}`; not edited by hand.
+
+{count} networks from timm, torchvision and `benchmarks/zoo/definitions.py`, in training form where they have one, with
+random weights and random statistics: gamma of both signs, means, variances and beta far from their defaults, and
+activations of size one (`benchmarks/zoo/statistics.py`). Outputs are compared on two images, of our own small networks
+on eight. n = 1: one seed.
+
+{cpu}, {cores} cores; {versions}."""
 
 _FOLDING = """## What bnfold folds
 
@@ -57,13 +61,15 @@ Through the door of ONNX; [folding.md](folding.md) explains the reasons."""
 
 _SECONDS = """## Seconds to fold
 
-Of the same run: from the bytes of a model to the bytes of the folded one on one thread, in turn, the quickest of three,
-after a first run on a tiny model. The peers do more than fold; bnfold does only that."""
+Of the same run: from the bytes of a model to the bytes of the folded one on one thread, in turn, the quickest of three
+(of one where a turn of all takes more than 20 s), after a first run on a tiny model. The peers do more than fold;
+bnfold does only that."""
 
 _LATENCY = """## Latency
 
-`{command}`, {cpu}, {cores} cores; {versions}. Median milliseconds of one image in ONNX Runtime with all its
-optimisations, and the ratio of ours (default moves, from the plain ONNX export) to the fastest of the peers' files, to
+`{command}`; {cpu}, {cores} cores.
+
+Median milliseconds of one image in ONNX Runtime with all its optimisations, and the ratio of ours (default moves, from the plain ONNX export) to the fastest of the peers' files, to
 torch's default export, and to the default export after the class hooks of the library (RepVGG, MobileOne, ...) have
 run. Runs alternate; a ratio is the median over {rounds} rounds, in brackets its quartiles. `=` marks files that come to
 the same operators on the same sizes once ONNX Runtime has optimised them: what differs from 1 there is noise."""
@@ -102,7 +108,9 @@ def left(one: Found) -> int:
 
 
 def _left(found: Found, door: str, moves: str) -> str:
-    one = (found[door] or {}).get(moves)
+    if found[door] is None:
+        return ""
+    one = found[door].get(moves)
     if one is None:
         return "*fails*"
     stays = one["kept"] + one["refused"]
@@ -162,15 +170,18 @@ def _seconds_rows(networks: Found, tools: Sequence[str]) -> Iterator[tuple[str, 
 
 def _summary(networks: Found) -> str:
     total = sum(found["prepare"]["norms"] for found in networks.values())
-    lines = [f"Together they have {total} norms."]
+    lines = [f"Together they have {total} norms in {len(networks)} networks."]
     for moves in MOVES:
         stays = {
             door: [left(one) for found in networks.values() for d, m, one in _four(found) if (d, m) == (door, moves)]
             for door in ("module", "onnx")
         }
-        told = " and ".join(f"{sum(counts)} through {door}" for door, counts in stays.items())
+        module, onnx = (sum(counts) for counts in stays.values())
         clean = min(sum(count == 0 for count in counts) for counts in stays.values())
-        lines.append(f'With `moves="{moves}"` {told} are left, and {clean} networks have none.')
+        lines.append(
+            f'bnfold, `moves="{moves}"`: none left in {clean}; left in all {module} through `torch.nn.Module` and {onnx} '
+            "through ONNX."
+        )
     differences = [worst_difference(found) for found in networks.values()]
     ratios = [worst_ratio(found) for found in networks.values()]
     lines.append(
