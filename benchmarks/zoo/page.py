@@ -69,10 +69,11 @@ _LATENCY = """## Latency
 
 `{command}`; {cpu}, {cores} cores.
 
-Median milliseconds of one image in ONNX Runtime with all its optimisations, and the ratio of ours (default moves, from the plain ONNX export) to the fastest of the peers' files, to
-torch's default export, and to the default export after the class hooks of the library (RepVGG, MobileOne, ...) have
-run. Runs alternate; a ratio is the median over {rounds} rounds, in brackets its quartiles. `=` marks files that come to
-the same operators on the same sizes once ONNX Runtime has optimised them: what differs from 1 there is noise."""
+Median milliseconds of one image in ONNX Runtime with all its optimisations, and the ratio of ours (default moves, from
+the plain ONNX export) to the fastest of the peers' files, to torch's default export, and to the default export after
+the class hooks of the library (RepVGG, MobileOne, ...) have run. Runs alternate; a ratio is the median over {rounds}
+rounds, in brackets its quartiles. `=` marks files that come to the same operators on the same sizes once ONNX Runtime
+has optimised them: what differs from 1 there is noise."""
 
 _FOLDING_HEAD = ("network", "norms", "module", "module, all", "ONNX", "ONNX, all", "float64", "float32")
 _LATENCY_HEAD = ("network", "threads", "ms", "best peer", "to best peer", "to default export", "to class hooks")
@@ -179,8 +180,8 @@ def _summary(networks: Found) -> str:
         module, onnx = (sum(counts) for counts in stays.values())
         clean = min(sum(count == 0 for count in counts) for counts in stays.values())
         lines.append(
-            f'bnfold, `moves="{moves}"`: none left in {clean}; left in all {module} through `torch.nn.Module` and {onnx} '
-            "through ONNX."
+            f'bnfold, `moves="{moves}"`: none left in {clean}; '
+            f"left in all {module} through `torch.nn.Module` and {onnx} through ONNX."
         )
     differences = [worst_difference(found) for found in networks.values()]
     ratios = [worst_ratio(found) for found in networks.values()]
