@@ -42,9 +42,7 @@ MOVES: tuple[Move, ...] = (
         "norm_to_linear", "a linear takes in the norm before it, also through what stands between", "", norm_to_linear
     ),
     Move("copy_shared_weight", "each user of a shared weight gets a copy of its own", "a larger model"),
-    Move(
-        "extra_additions", "several products without a bias get one in place of a norm", "an addition for each"
-    ),
+    Move("extra_additions", "several products without a bias get one in place of a norm", "an addition for each"),
     Move("per_channel_slope", "a negative scale passes a LeakyReLU, which becomes a PReLU", "a slope for each channel"),
     Move("ones_channel", "a shift passes zero padding as a constant channel", "one more channel", ones_channel),
     Move("constant_map", "a shift passes zero padding as a constant map", "an addition and its map", constant_map),
