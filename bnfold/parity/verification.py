@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -10,17 +11,14 @@ from typing import Any
 
 from bnfold.bundle import Bundle, inspect_bundle
 from bnfold.errors import BnfoldError, ParityError
-from bnfold.parity import tiers as suite
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import ParityReport, Status, TierResult
-from bnfold.samples import Samples, load_samples
+from bnfold.parity.request import Request
+from bnfold.parity.tiers import CHECKS
+from bnfold.parity.tiers.decisions import NO_DECISION
+from bnfold.samples import load_samples
 
-TIERS = ("T0", "T1", "T2", "T3", "T3b", "T4")
-_TITLES = {
-    "T0": "files and preflight", "T1": "weight certificate", "T2": "local bound", "T3": "oracle triangle",
-    "T3b": "reference", "T4": "decisions",
-}  # fmt: skip
-_NO_DECISION = "T4 was not run: the first output is not one row of logits or probabilities a sample"
+TIERS = tuple(CHECKS)
 _SHOWN = 3  # findings that the message of a failed proof quotes
 
 
@@ -29,13 +27,19 @@ def verify(
     *,
     tiers: Sequence[str] | None = None,
     data: Path | str | tuple[Any, Any] | None = None,
+    url: str | None = None,
+    seconds: float = math.inf,
+    progress: Callable[[str], None] | None = None,
 ) -> ParityReport:
     """Run the parity suite on a bundle.
 
     tiers: names out of TIERS, all by default. data: samples to decide on instead of the golden vectors, an .npz file, a
-    folder of images, or a pair of arrays (inputs, labels or None). A changed file is a finding, and the rest is checked
-    all the same. Raises BundleError for a bundle that cannot be read, DataError for data that do not fit, ParityError
-    for a tier that is not known.
+    folder of images, or a pair of arrays (inputs, labels or None). url: of a server that runs the bundle. seconds: a
+    budget of time; the tiers that sample stop early when it is spent, never before every tensor, site and output was
+    looked at once. progress: told what is being done.
+
+    A changed file is a finding, and the rest is checked all the same. Raises BundleError for a bundle that cannot be
+    read, DataError for data that do not fit, ParityError for a tier that is not known.
     """
     chosen = _chosen(tiers)
     found, problems = inspect_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
@@ -43,7 +47,8 @@ def verify(
     if data is not None:
         manifest = found.manifest
         samples = load_samples(data, manifest.inputs, preprocessing=manifest.preprocessing, labels=manifest.labels)
-    return examine(found, problems, chosen, samples, asked=tiers is not None)
+    request = Request(problems, samples, url, seconds, progress or (lambda _: None))
+    return examine(found, chosen, request, asked=tiers is not None)
 
 
 def prove(bundle: Bundle) -> dict[str, Any]:
@@ -51,7 +56,7 @@ def prove(bundle: Bundle) -> dict[str, Any]:
 
     Raises ParityError when parity does not hold, or cannot be told.
     """
-    report = examine(bundle, (), TIERS, None, version=None)
+    report = examine(bundle, TIERS, Request(), version=None)
     if report.holds is not True:
         findings = report.findings or (report.verdict(),)
         more = f" (and {len(findings) - _SHOWN} more findings)" if len(findings) > _SHOWN else ""
@@ -62,9 +67,8 @@ def prove(bundle: Bundle) -> dict[str, Any]:
 
 def examine(
     bundle: Bundle,
-    problems: tuple[str, ...],
     tiers: Sequence[str],
-    samples: Samples | None,
+    request: Request,
     *,
     asked: bool = False,
     version: int | None = -1,
@@ -77,37 +81,23 @@ def examine(
     notes: list[str] = []
     if "T4" in tiers and evidence.decided is None and not asked:
         tiers = [tier for tier in tiers if tier != "T4"]
-        notes.append(_NO_DECISION)
-    results = tuple(_run(tier, _units(evidence, problems, samples)[tier]) for tier in tiers)
+        notes.append(NO_DECISION)
+    results = []
+    for tier in tiers:
+        request.say(f"{tier}: {CHECKS[tier][0]}")
+        results.append(_run(tier, evidence, request))
     number = bundle.manifest.version if version == -1 else version
-    return ParityReport(bundle.manifest.name, number, results, dict(_environment(evidence)), tuple(notes))
+    return ParityReport(bundle.manifest.name, number, tuple(results), dict(_environment(evidence)), tuple(notes))
 
 
-def _units(
-    evidence: Evidence, problems: tuple[str, ...], samples: Samples | None
-) -> dict[str, Callable[[], TierResult]]:
-    def decide() -> TierResult:
-        if evidence.decided is None:
-            raise ParityError(_NO_DECISION)
-        return suite.decisions(evidence, samples)
-
-    return {
-        "T0": lambda: suite.files(evidence, problems),
-        "T1": lambda: suite.certificate(evidence),
-        "T2": lambda: suite.local(evidence),
-        "T3": lambda: suite.triangle(evidence),
-        "T3b": lambda: suite.source(evidence),
-        "T4": decide,
-    }
-
-
-def _run(tier: str, unit: Callable[[], TierResult]) -> TierResult:
+def _run(tier: str, evidence: Evidence, request: Request) -> TierResult:
     """What stops T0 or T1, which need no data, is a fault of the bundle; what stops another leaves it open."""
+    title, check = CHECKS[tier]
     try:
-        return unit()
+        return check(evidence, request)
     except BnfoldError as problem:
         status: Status = "fails" if tier in ("T0", "T1") else "cannot tell"
-        return TierResult(tier, _TITLES[tier], status, "could not be carried out", {}, (str(problem),))
+        return TierResult(tier, title, status, "could not be carried out", {}, (str(problem),))
 
 
 def _chosen(tiers: Sequence[str] | None) -> Sequence[str]:
