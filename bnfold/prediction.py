@@ -16,6 +16,7 @@ from bnfold.errors import BnfoldError, DataError, ParityError
 from bnfold.parity.gate import check_gate
 from bnfold.preprocessing import decode_image
 from bnfold.runtime import open_session, run
+from bnfold.scores import rank, to_chances
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
@@ -89,22 +90,19 @@ def interpret(bundle: Bundle, outputs: Mapping[str, Array]) -> tuple[Prediction,
     first = outputs[manifest.outputs[0].name]
     if manifest.output_kind == "raw" or first.ndim != 2:
         return _raw(outputs)
-    scores, labels = first.astype(np.float64), manifest.labels
-    if not scores.shape[1] or (labels is not None and scores.shape[1] != len(labels)):
+    labels = manifest.labels
+    if not first.shape[1] or (labels is not None and first.shape[1] != len(labels)):
         wanted = "at least one" if labels is None else f"{len(labels)}, one for each label"
         raise BnfoldError(
-            f"{bundle.path} answered {scores.shape[1]} scores a sample, expected {wanted}; "
+            f"{bundle.path} answered {first.shape[1]} scores a sample, expected {wanted}; "
             "build the bundle again with labels that fit"
         )
-    if not np.isfinite(scores).all():
+    if not np.isfinite(first.astype(np.float64)).all():
         raise BnfoldError(f"{bundle.path} answered NaN or infinity where class scores were expected; check the input")
-    if manifest.output_kind == "logits":
-        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
-        scores = exponentials / exponentials.sum(axis=1, keepdims=True)
-    likeliest = first.argmax(axis=1)
+    chances = to_chances(first, manifest.output_kind)
     return tuple(
-        Prediction("class", int(index), None if labels is None else labels[index], float(scores[row, index]))
-        for row, index in enumerate(likeliest)
+        Prediction("class", int(index), None if labels is None else labels[index], float(chances[row, index]))
+        for row, index in enumerate(rank(first, 1)[:, 0])
     )
 
 

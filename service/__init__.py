@@ -7,7 +7,6 @@
     body.py        bodies under caps        answers.py    faults as responses     errors.py   the faults
     lifecycle.py   ready, draining          metrics.py    Prometheus              openapi.py  what /docs says
     hub.py         the parts of one server  connection.py slow clients            forms.py    files of a form
-    datatypes.py   names of dtypes
 
 Nothing here imports torch, and nothing that it imports does.
 """

@@ -16,6 +16,7 @@ import numpy as np
 
 from bnfold.errors import DataError
 from bnfold.preprocessing import decode_image
+from bnfold.scores import rank, to_chances
 from service.engine import Engine
 from service.errors import BadRequest
 from service.forms import read_files
@@ -54,15 +55,10 @@ def describe(engine: Engine, outputs: Mapping[str, Array], top: int) -> list[dic
     scores = outputs[engine.signature.outputs[0].name]
     if engine.manifest.output_kind == "raw" or scores.ndim != 2:
         return _raw_rows(engine.signature.outputs, outputs)
-    chances = scores.astype(np.float64)
-    if engine.manifest.output_kind == "logits":
-        raised = np.exp(chances - chances.max(axis=1, keepdims=True))
-        chances = raised / raised.sum(axis=1, keepdims=True)
-    # By score, not by chance: softmax rounds neighbours together.
-    order = np.argsort(-scores.astype(np.float64), axis=1, kind="stable")[:, :top]
+    chances = to_chances(scores, engine.manifest.output_kind)
     return [
         _ranked([_class(int(index), float(row[index]), engine.manifest.labels) for index in best])
-        for row, best in zip(chances, order, strict=True)
+        for row, best in zip(chances, rank(scores, top), strict=True)
     ]
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from service.datatypes import BINARY_ONLY
+from bnfold.datatypes import BINARY_ONLY
 from service.errors import BadRequest, TooLarge, Unsupported
 from service.tensors import Array, Port, read_blob, read_numbers
 

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from bnfold.bundle import TensorSpec
+from bnfold.datatypes import DATATYPES, WIRE, DType
 from bnfold.errors import BundleError
-from service.datatypes import DATATYPES, WIRE, DType
 from service.errors import BadRequest
 
 Array = np.ndarray[Any, np.dtype[Any]]

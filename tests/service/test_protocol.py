@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.datatypes import WIRE
+from bnfold.datatypes import WIRE
 from service.errors import BadRequest, Fault, TooLarge, Unsupported
 from service.protocol import InferRequest, Limits, Signature, build_response, parse_header_length, parse_request
 from service.tensors import Port

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bnfold.bundle import TensorSpec
+from bnfold.datatypes import WIRE
 from bnfold.errors import BundleError
-from service.datatypes import WIRE
 from service.errors import BadRequest
 from service.tensors import Port, nested_shape, read_blob, read_numbers
 
