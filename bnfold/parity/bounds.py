@@ -31,18 +31,21 @@ class Rounding:
     """The arithmetic of a span. store: unit roundoff of values between nodes; accumulate: that of sums inside one.
 
     eta, inner_eta: the smallest subnormal of either; results below the normal numbers are rounded, not flushed.
+    operands: unit roundoff of what the two factors of a product are rounded to first (TF32: 2**-11), 0 where they are
+    taken as they are.
     """
 
     store: float
     accumulate: float
     eta: float
     inner_eta: float
+    operands: float = 0.0
 
     @staticmethod
-    def of(form: Format) -> Rounding:
+    def of(form: Format, operands: float = 0.0) -> Rounding:
         """float32 and float64 accumulate in themselves, half formats in float32 (as ONNX Runtime's CPU kernels do)."""
         inner = form if form.bits > 20 else FORMATS["float32"]
-        return Rounding(form.unit_roundoff, inner.unit_roundoff, form.smallest, inner.smallest)
+        return Rounding(form.unit_roundoff, inner.unit_roundoff, form.smallest, inner.smallest, operands)
 
     @property
     def step(self) -> float:
@@ -58,6 +61,10 @@ class Rounding:
             )
         gamma = product / (1 - product)
         return gamma * (1 + self.store) + self.store
+
+    def products(self, roundings: int) -> float:
+        """As `sums`, of products whose factors are rounded first."""
+        return (1 + self.operands) ** 2 * (1 + self.sums(roundings)) - 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def fan_in(linear: Linear) -> int:
 
 def start(linear: Linear, by: Rounding) -> Affine:
     """After the linear: K products, K sums, alpha, beta and the bias touch a term at most K + 4 times."""
-    own = by.sums(fan_in(linear) + 4)
+    own = by.products(fan_in(linear) + 4)
     bias = np.zeros(linear.channels)
     if linear.bias is not None:
         stored = linear.bias.load().astype(np.float64).reshape(-1)
@@ -163,7 +170,7 @@ def folded(linear: Linear, scale: F64, bias: F64, by: Rounding) -> Affine:
     """
     roundings = fan_in(linear) + 2
     stores = 2 if linear.kind == "MatMul" else 1
-    own = (1 + by.store) ** stores * (1 + by.sums(roundings)) - 1
+    own = (1 + by.store) ** stores * (1 + by.products(roundings)) - 1
     lost = (roundings + 1) * by.inner_eta + (1 + stores) * by.eta  # of the sum; of the stored results and of the bias
     return Affine(scale, bias, own * scale, own * bias + lost)
 

@@ -1,202 +1,71 @@
-"""T2, the local bound: at each site, the folded linear and the unfolded span differ by no more than rounding can.
+"""T2, the local bound: everywhere a fold changed something, the two computations differ by no more than rounding can.
 
-Both sides get the same input, the reference's own activation. Each computed result lies within its bound (see
-`bnfold.parity.bounds`) of the one exact result, so the two lie within the sum of the bounds of each other.
+Sites, linears with the norms right behind them, have a bound in closed form (`local_sites`, `bounds`); whatever else an
+edit changed is a region between two points where both graphs are equal, whose error is carried along operator by
+operator (`local_regions`, `running`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import onnx
 import onnx_ir as ir
 
-from bnfold.errors import BnfoldError, ParityError
 from bnfold.folding.expressions import Array
-from bnfold.folding.facts import Norm
-from bnfold.folding.onnx_file import to_proto
-from bnfold.folding.onnx_graph import read
-from bnfold.parity import bounds
-from bnfold.parity.exact import Interval, format_of
-from bnfold.parity.oracle import run_float64
-from bnfold.parity.sites import Site, exact_bias, exact_map, output_channels
-from bnfold.parity.spans import Spans, with_outputs
-from bnfold.runtime import open_session, run
+from bnfold.parity.certificate import Expectation
+from bnfold.parity.local_regions import check_regions
+from bnfold.parity.local_result import SiteResult, worse
+from bnfold.parity.local_sites import check_sites, compare
 
-F64 = np.ndarray[Any, np.dtype[np.float64]]
+__all__ = ["ASSUMPTIONS", "Local", "SiteResult", "check_local", "check_sites", "compare"]
 
-_SLACK = 1 + 2.0**-30  # on the bound, for the float64 arithmetic that evaluates it
-
-
-@dataclass(frozen=True)
-class SiteResult:
-    """One site. worst_ratio: the largest |folded - unfolded| / bound, at worst_channel; below 1 the bound holds.
-
-    bad: elements beyond the bound, or not finite. problem: why the site cannot be bounded or run, empty otherwise.
-    note: why no bound was looked for, empty otherwise.
-    """
-
-    linear: str
-    norms: tuple[str, ...]
-    tensor: str
-    fan_in: int
-    elements: int = 0
-    bad: int = 0
-    worst_ratio: float = 0.0
-    worst_difference: float = 0.0
-    worst_channel: int = 0
-    problem: str = ""
-    note: str = ""
-
-    @property
-    def holds(self) -> bool:
-        """True when no element is beyond the bound."""
-        return not self.problem and self.bad == 0
-
-    def sentence(self) -> str:
-        """What is wrong, for a person."""
-        where = f"site '{self.linear}' (tensor '{self.tensor}', folded with {', '.join(self.norms)})"
-        if self.problem:
-            return f"{where} cannot be bounded: {self.problem}"
-        return (
-            f"{where}: {self.bad} of {self.elements} outputs differ by more than rounding can explain; the worst, in "
-            f"channel {self.worst_channel}, by {self.worst_difference:.3g}, {self.worst_ratio:.3g} times its bound"
-        )
-
-
-def check_sites(
-    reference: ir.Model, folded: ir.Model, sites: Sequence[Site], batches: Sequence[Mapping[str, Array]],
-    *, threads: int = 1,
-) -> tuple[SiteResult, ...]:  # fmt: skip
-    """Bound every site of a fold on some inputs, in graph order. batches: inputs of the network by name.
-
-    Raises ParityError when the reference itself cannot be run on them.
-    """
-    proto = to_proto(reference)
-    before, after = Spans(proto), Spans(to_proto(folded))
-    inner = [before.source(site) for site in sites]
-    try:
-        session = open_session(with_outputs(proto, inner), optimise=False, threads=threads)
-        activations = [{**batch, **run(session, batch)} for batch in batches]
-    except BnfoldError as problem:
-        raise ParityError(f"the reference cannot be run site by site: {problem}") from problem
-    norms = read(reference).norms
-    results = []
-    for site, source in zip(sites, inner, strict=True):
-        inputs = [values[source] for values in activations]
-        gone = {node for norm in site.absorbed for node in norm.nodes}
-        written = tuple(norm for norm in norms if norm.nodes and set(norm.nodes) <= gone)
-        try:
-            results.append(_check(site, written, before, after, inputs, threads))
-        except BnfoldError as problem:
-            results.append(_result(site, problem=str(problem)))
-    return tuple(results)
-
-
-def _check(
-    site: Site, written: tuple[Norm, ...], before: Spans, after: Spans, inputs: Sequence[Array], threads: int
-) -> SiteResult:
-    rank = inputs[0].ndim
-    dtype = onnx.helper.np_dtype_to_tensor_dtype(inputs[0].dtype)
-    target = site.absorbed[-1].output
-    start = before.source(site)
-    unfolded = open_session(before.cut(start, target, dtype, rank), optimise=False, threads=threads)
-    source, folded = after.folded(site, dtype, rank)
-    linear = open_session(folded, optimise=False, threads=threads)
-    bound = SiteBound.of(site, written, before, rank)
-    worst = _result(site)
-    for x in inputs:
-        (left,) = run(unfolded, {start: x}).values()
-        (right,) = run(linear, {source: x}).values()
-        found = compare(left, right, bound.evaluate(x), site)
-        worst = _worse(worst, found)
-    if not worst.elements and not worst.problem:
-        return _result(site, problem="the golden vectors give it no element to compare")
-    return worst
+ASSUMPTIONS = (
+    "every sum is a sum of products in some order (no Winograd, no FFT)",
+    "sums are kept in float32, in float64 for float64, and rounded once when they are stored",
+    "unit roundoff 2^-24 in float32, 2^-11 in float16, 2^-8 in bfloat16, 2^-53 in float64",
+    "subnormal numbers are rounded, not flushed",
+)
+"""What the bounds rest on; ONNX Runtime's CPU provider does so."""
 
 
 @dataclass(frozen=True)
-class SiteBound:
-    """The bound of one site: r * M + t, with M = |W| * |x| evaluated in float64 by `operator`."""
+class Local:
+    """T2 on a fold. results: sites and regions, in the order of the graph. unbounded: new tensors without a place.
 
-    site: Site
-    operator: onnx.ModelProto
-    r: F64
-    t: F64
+    apart: outputs that the fold, carried out in float64 with nothing rounded, does not give as the reference does.
+    """
 
-    @staticmethod
-    def of(site: Site, written: tuple[Norm, ...], reference: Spans, rank: int) -> SiteBound:
-        """written: the norms of the site one by one, as the reference has them."""
-        linear = site.linear
-        stored = linear.weight.load()
-        form = format_of(stored.dtype)
-        by = bounds.Rounding.of(form)
-        scale, shift = exact_map(site.absorbed, linear.channels)
-        factor = _sizes([value * Interval.of(linear.alpha) for value in scale])
-        first = bounds.through(written, bounds.start(linear, by), by)
-        second = bounds.folded(linear, factor, _sizes(exact_bias(linear, scale, shift)), by)
-        weight = np.abs(stored.astype(np.float64))
-        channels = output_channels(linear)
-        spread = factor[channels].reshape(*channels.shape, *(1,) * (weight.ndim - 2))
-        weight = weight + bounds.lost_weights(weight, spread, form)
-        return SiteBound(site, reference.absolute(site, weight, rank), first.r + second.r, first.t + second.t)
+    results: tuple[SiteResult, ...]
+    unbounded: tuple[SiteResult, ...]
+    apart: Mapping[str, float]
 
-    def evaluate(self, x: Array) -> F64:
-        """The bound on the elementwise difference for an input: float64, in the shape of the linear's output."""
-        size = run_float64(self.operator, {self.operator.graph.input[0].name: np.abs(x.astype(np.float64))})["output"]
-        axis = _axis(self.site, size.ndim)
-        shape = [1] * size.ndim
-        shape[axis] = self.site.linear.channels
-        with np.errstate(all="ignore"):
-            return np.asarray((self.r.reshape(shape) * size + self.t.reshape(shape)) * _SLACK)
+    def and_on(self, other: Local) -> Local:
+        """Both on more inputs: the worse of either result."""
+        both = zip(self.results, other.results, strict=True)
+        return Local(tuple(worse(*pair) for pair in both), self.unbounded, {**self.apart, **other.apart})
 
 
-def compare(left: Array, right: Array, bound: F64, site: Site) -> SiteResult:
-    """Two results of a site against the bound on their difference. NaN and infinity never pass."""
-    if left.shape != right.shape or left.shape != bound.shape:
-        return _result(site, problem=f"the folded side has shape {right.shape}, the unfolded one {left.shape}")
-    with np.errstate(all="ignore"):
-        difference = np.abs(left.astype(np.float64) - right.astype(np.float64))
-        ratio = np.where(difference == 0, 0.0, difference / bound)
-    ratio[~(np.isfinite(difference) & np.isfinite(bound))] = np.inf
-    if not ratio.size:
-        return _result(site)
-    at = np.unravel_index(int(ratio.argmax()), ratio.shape)
-    return _result(
-        site,
-        elements=ratio.size,
-        bad=int(np.sum(ratio > 1)),
-        worst_ratio=float(ratio[at]),
-        worst_difference=float(difference[at]),
-        worst_channel=int(at[_axis(site, ratio.ndim)]),
-    )
+def check_local(
+    reference: ir.Model, folded: ir.Model, expectation: Expectation, batches: Sequence[Mapping[str, Array]],
+    *, is_free: bool = True, threads: int = 1, operands: float = 0.0,
+) -> Local:  # fmt: skip
+    """Bound every edit of a fold on some inputs. batches: inputs of the network by name; is_free: their size is.
+
+    operands: unit roundoff to which the factors of products are rounded first (TF32: 2**-11). Raises ParityError when
+    the reference cannot be run on the batches.
+    """
+    sites = check_sites(reference, folded, expectation.sites, batches, threads=threads, operands=operands)
+    found = check_regions(reference, folded, expectation, batches, is_free=is_free, threads=threads, operands=operands)
+    order = _order(folded)
+    last = len(order)
+    placed = [(order.get(site.weight, last), result) for site, result in zip(expectation.sites, sites, strict=True)]
+    placed += [(order.get(first, last), result) for first, result in found.results]
+    placed.sort(key=lambda entry: entry[0])
+    return Local(tuple(result for _, result in placed), found.unbounded, found.apart)
 
 
-def _axis(site: Site, rank: int) -> int:
-    if site.linear.axis is not None:
-        return site.linear.axis
-    return rank - 1 if site.linear.kind == "MatMul" else 1
-
-
-def _sizes(values: Sequence[Interval]) -> F64:
-    """|v| of exact numbers, rounded upwards to float64."""
-    ends = [max(abs(end) for end in value.bounds()) for value in values]
-    return np.asarray(np.nextafter(np.array([float(end) for end in ends]), np.inf))
-
-
-def _result(site: Site, **fields: Any) -> SiteResult:
-    names = tuple(norm.name for norm in site.absorbed)
-    return SiteResult(site.linear.name, names, site.weight, bounds.fan_in(site.linear), **fields)
-
-
-def _worse(left: SiteResult, right: SiteResult) -> SiteResult:
-    if left.problem or right.problem:
-        return left if left.problem else right
-    worst = right if not right.worst_ratio <= left.worst_ratio else left
-    return SiteResult(
-        worst.linear, worst.norms, worst.tensor, worst.fan_in, left.elements + right.elements, left.bad + right.bad,
-        worst.worst_ratio, worst.worst_difference, worst.worst_channel,
-    )  # fmt: skip
+def _order(model: ir.Model) -> dict[str | None, int]:
+    """Where each value is read first."""
+    read = [value.name for node in model.graph for value in node.inputs if value is not None]
+    return {name: at for at, name in reversed(list(enumerate(read)))}

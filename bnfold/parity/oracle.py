@@ -7,7 +7,7 @@ evaluator's own are wrong or slow. What cannot be computed so raises ParityError
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -45,12 +45,24 @@ def run_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str
     Float constants keep the values that they have in the model (an epsilon of float32(1e-5) stays that number).
     Raises ParityError when the graph holds something that has no float64 meaning, or that cannot be evaluated.
     """
+    results = _evaluate(widen(model), inputs, [value.name for value in model.graph.output])
+    return {name: result.astype(np.float64) for name, result in results.items()}
+
+
+def run_values(model: onnx.ModelProto, inputs: Mapping[str, Array], names: Sequence[str]) -> dict[str, Array]:
+    """As `run_float64`, for any values of the main graph: those that are tensors, integers as they are."""
+    wide = widen(model)
+    present = {value.name for value in wide.graph.output}
+    wide.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in present)
+    results = _evaluate(wide, inputs, names)
+    return {name: result for name, result in results.items() if result.dtype.kind in "fiub"}
+
+
+def _evaluate(wide: onnx.ModelProto, inputs: Mapping[str, Array], wanted: Sequence[str]) -> dict[str, Array]:
     from onnx.reference import ReferenceEvaluator
 
     from bnfold.parity.float64_operators import OPERATORS
 
-    wide = widen(model)
-    wanted = [value.name for value in wide.graph.output]
     constants = {tensor.name for tensor in wide.graph.initializer}
     feeds = {}
     for value in wide.graph.input:
@@ -61,11 +73,18 @@ def run_float64(model: onnx.ModelProto, inputs: Mapping[str, Array]) -> dict[str
             raise ParityError(f"the float64 oracle has no input '{value.name}'; it was given {sorted(inputs)}")
     try:
         with np.errstate(all="ignore"):
-            results = ReferenceEvaluator(wide, new_ops=list(OPERATORS)).run(wanted, feeds)
+            results = ReferenceEvaluator(wide, new_ops=list(OPERATORS)).run(list(wanted), feeds)
     except Exception as problem:  # the evaluator raises whatever its operators and numpy raise
         text = str(problem).strip().splitlines() or [type(problem).__name__]
         raise ParityError(f"the graph cannot be evaluated in float64: {text[0][:200]}") from problem
-    return {name: np.asarray(result).astype(np.float64) for name, result in zip(wanted, results, strict=True)}
+    return {name: _array(result) for name, result in zip(wanted, results, strict=True)}
+
+
+def _array(result: Any) -> Array:
+    """A result as an array; sequences and what is absent become one of objects."""
+    if isinstance(result, np.ndarray | np.generic | float | int):
+        return np.asarray(result)
+    return np.asarray(None, object)
 
 
 def widen(model: onnx.ModelProto) -> onnx.ModelProto:

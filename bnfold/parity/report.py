@@ -31,6 +31,7 @@ class TierResult:
     summary: Mapping[str, Any] = field(default_factory=dict)
     findings: tuple[str, ...] = ()
     details: tuple[Mapping[str, Any], ...] = ()
+    assumptions: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; a number that is not finite becomes null."""
@@ -38,6 +39,7 @@ class TierResult:
             {
                 "tier": self.tier, "title": self.title, "status": self.status, "headline": self.headline,
                 "summary": self.summary, "findings": self.findings, "details": self.details,
+                "assumptions": self.assumptions,
             }
         )  # fmt: skip
         return document
@@ -103,6 +105,10 @@ class ParityReport:
             lines += textwrap.wrap(tier.headline, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
             for finding in tier.findings:
                 lines += textwrap.wrap(finding, _WIDTH, initial_indent="    - ", subsequent_indent="      ")
+        for tier in self.tiers:
+            if tier.assumptions:
+                text = f"{tier.tier} assumes: {'; '.join(tier.assumptions)}"
+                lines += ["", *textwrap.wrap(text, _WIDTH)]
         lines += ["", *self.notes] if self.notes else []
         return "\n".join([*lines, "", self.verdict()])
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper
 
 from bnfold.errors import ParityError
+from bnfold.parity.regions import read_by
 from bnfold.parity.sites import Site
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,6 +29,21 @@ class Spans:
     def source(self, site: Site) -> str:
         """The value that the linear of a site reads, by its name in the reference."""
         return str(self._linear(site).input[0])
+
+    def part(self, nodes: Sequence[onnx.NodeProto], sources: Mapping[str, Array], target: str) -> bytes:
+        """Some nodes as a model of its own. sources: arrays of the types and ranks of what they read, by name."""
+        read = {name for node in nodes for name in read_by(node)}
+        inputs = [
+            helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(array.dtype), [None] * array.ndim)
+            for name, array in sources.items()
+        ]
+        tensors = [tensor for name, tensor in self._tensors.items() if name in read]
+        return self._bytes(nodes, inputs, target, tensors)
+
+    def tensors(self, nodes: Sequence[onnx.NodeProto]) -> dict[str, Array]:
+        """The stored constants that some nodes read, by name."""
+        read = {name for node in nodes for name in node.input}
+        return {name: numpy_helper.to_array(tensor) for name, tensor in self._tensors.items() if name in read}
 
     def cut(self, source: str, target: str, dtype: int, rank: int) -> bytes:
         """The span from one value to another as a model of its own, sizes left free. dtype: ONNX's number of it."""
@@ -94,13 +110,13 @@ class Spans:
         self, nodes: Sequence[onnx.NodeProto], source: str, target: str, tensors: Sequence[onnx.TensorProto],
         dtype: int, rank: int,
     ) -> bytes:  # fmt: skip
-        graph = helper.make_graph(
-            nodes,
-            "span",
-            [helper.make_tensor_value_info(source, dtype, [None] * rank)],
-            [onnx.ValueInfoProto(name=target)],
-            tensors,
-        )
+        return self._bytes(nodes, [helper.make_tensor_value_info(source, dtype, [None] * rank)], target, tensors)
+
+    def _bytes(
+        self, nodes: Sequence[onnx.NodeProto], inputs: Sequence[onnx.ValueInfoProto], target: str,
+        tensors: Sequence[onnx.TensorProto],
+    ) -> bytes:  # fmt: skip
+        graph = helper.make_graph(nodes, "span", inputs, [onnx.ValueInfoProto(name=target)], tensors)
         version = max(4, self.model.ir_version)
         return _bytes(helper.make_model(graph, opset_imports=self.model.opset_import, ir_version=version))
 
