@@ -1,8 +1,8 @@
 """Operators in float64 for the ONNX reference evaluator, which has them wrong, too slow, or in float32 alone.
 
 As of onnx 1.23: ConvTranspose with groups cuts the weight by the wrong channels (it raises, or answers wrong); MaxPool
-mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. Conv is right, but makes
-the column matrix of a whole batch at once. These follow the specifications Conv-11, ConvTranspose-11, MaxPool-12 and
+mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. GlobalMaxPool takes the
+wrong axes unless there are two of space. Conv is right, but makes the column matrix of a whole batch at once. These follow the specifications Conv-11, ConvTranspose-11, MaxPool-12 and
 AveragePool-19 over numpy's sliding windows; the tests compare them with torch and, on whole numbers, with ONNX Runtime.
 """
 
@@ -223,6 +223,15 @@ class AveragePool(OpRun):
         return (place.view(x, 0.0).sum(axis=axes) / count,)
 
 
+class GlobalMaxPool(OpRun):
+    """GlobalMaxPool-1: (N, C, *spatial) -> (N, C, 1, ...)."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
+
+
 class Gelu(OpRun):
     """Gelu-20, by its formula: the function body of the schema spells sqrt(2) and pi out as float32."""
 
@@ -305,6 +314,6 @@ class RMSNormalization(OpRun):
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 OPERATORS = (
-    Conv, ConvTranspose, MaxPool, AveragePool, Gelu, HardSwish, BatchNormalization, LayerNormalization,
-    RMSNormalization,
+    Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Gelu, HardSwish, BatchNormalization,
+    LayerNormalization, RMSNormalization,
 )  # fmt: skip

@@ -103,6 +103,13 @@ def test_max_pool_agrees_with_the_runtime(place: dict[str, Any], ceil_mode: bool
     assert np.array_equal(ours["y1"], theirs["y1"])
 
 
+@pytest.mark.parametrize("dims", [1, 2, 3])
+def test_global_max_pool_agrees_with_the_runtime(dims: int) -> None:
+    x = np.random.default_rng(dims).normal(size=(2, 3, *(7, 6, 8)[:dims])).astype(np.float32)
+    model = one_node("GlobalMaxPool", x)
+    assert np.array_equal(run_float64(model, {"x": x})["y0"], by_runtime(model, x)["y0"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(windows(), st.booleans(), st.booleans(), st.integers(0, 999))
 def test_average_pool_agrees_with_torch(place: dict[str, Any], ceil_mode: bool, counted: bool, seed: int) -> None:
