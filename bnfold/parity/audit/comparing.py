@@ -1,0 +1,165 @@
+"""T1 of an audit: both networks matched, every tensor judged.
+
+ORIGINAL as it is is tried first: most tools only take norms into the linear before them. Where that does not match,
+ORIGINAL is folded by this package's own moves, with the norms kept that FOLDED still has, and that is tried.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from bnfold.errors import FoldError, ParityError
+from bnfold.folding.expressions import Array, Expr
+from bnfold.folding.facts import Norm
+from bnfold.folding.onnx_edits import replay
+from bnfold.folding.plan import Plan, make_plan
+from bnfold.parity.audit.demands import Demands, demands_of
+from bnfold.parity.audit.matching import Matching, match
+from bnfold.parity.audit.sides import Side, side_of
+from bnfold.parity.audit.verdicts import TensorAudit, judge
+
+_MOVES = ("default", "all")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What the two graphs say. gaps: places where they are not the same, a sentence each; then nothing is proven.
+
+    by: with which moves ORIGINAL had to be folded to look like FOLDED, "" for none. kept, taken, lost: norms by name.
+    """
+
+    tensors: tuple[TensorAudit, ...]
+    gaps: tuple[str, ...]
+    by: str
+    kept: tuple[str, ...]
+    taken: tuple[str, ...]
+    lost: tuple[str, ...]
+    linears: int
+    matched: int
+
+    @property
+    def is_whole(self) -> bool:
+        """True when every node and every step has its like."""
+        return not self.gaps
+
+    @property
+    def wrong(self) -> tuple[TensorAudit, ...]:
+        """Tensors that rounding does not explain."""
+        return tuple(tensor for tensor in self.tensors if tensor.verdict == "wrong")
+
+    @property
+    def changed(self) -> tuple[TensorAudit, ...]:
+        """Tensors that are not the original's, bit for bit."""
+        return tuple(tensor for tensor in self.tensors if tensor.verdict != "unchanged")
+
+
+def compare_graphs(original: ir.Model, folded: ir.Model) -> Comparison:
+    """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read."""
+    left, right = side_of(original), side_of(folded)
+    _check_ends(left, right)
+    matching = match(left, right)
+    demands = demands_of(left, right, matching)
+    if not _is_whole(matching, demands):
+        for moves, other, plan in _folded_sides(left, right, demands, original):
+            again = match(other, right)
+            found = demands_of(other, right, again)
+            if _is_whole(again, found):
+                return _judged(other, right, again, found, moves, plan)
+    return _judged(left, right, matching, demands, "", None)
+
+
+def _is_whole(matching: Matching, demands: Demands) -> bool:
+    return matching.is_whole and not demands.gaps
+
+
+def _check_ends(left: Side, right: Side) -> None:
+    more = Counter(_contents(right)) - Counter(_contents(left))
+    fewer = Counter(_contents(left)) - Counter(_contents(right))
+    if sum(more.values()) > sum(fewer.values()):
+        raise ParityError(
+            f"FOLDED has {len(right.norms)} norms and ORIGINAL {len(left.norms)}; a fold has fewer; are the two swapped?"
+        )
+
+
+def _contents(side: Side) -> Iterator[object]:
+    return (side.content(norm) for norm in side.norms if norm.statistics is not None)
+
+
+def _folded_sides(
+    left: Side, right: Side, demands: Demands, original: ir.Model
+) -> Iterator[tuple[str, Side, Plan]]:
+    """ORIGINAL as this package folds it, with the norms kept that FOLDED still has."""
+    kept = _still_there(left, right, demands)
+    for moves in _MOVES:
+        try:
+            plan = make_plan(left.graph, moves=moves)
+            names = [glob.escape(norm.name) for norm in plan.norms if kept & {norm.id, *norm.nodes}]
+            if names:
+                plan = make_plan(left.graph, keep=names, moves=moves)
+            model, tensors = replay(original, plan.edits, _blank)
+            yield moves, side_of(model, tensors), plan
+        except FoldError:
+            continue
+
+
+def _still_there(left: Side, right: Side, demands: Demands) -> set[str]:
+    """Ids of norms of ORIGINAL that FOLDED still has: where they stand, or by their numbers."""
+    found = set(demands.kept)
+    there = Counter(right.content(norm) for norm in right.graph.norms if norm.statistics is not None)
+    for norm in left.graph.norms:
+        if norm.id in found and norm.statistics is not None:
+            there[left.content(norm)] -= 1
+    for norm in left.graph.norms:
+        if norm.statistics is not None and norm.id not in found and there[left.content(norm)] > 0:
+            there[left.content(norm)] -= 1
+            found.add(norm.id)
+    return found
+
+
+def _blank(expr: Expr, dtype: str) -> Array:
+    return np.zeros(expr.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+
+
+def _judged(
+    left: Side, right: Side, matching: Matching, demands: Demands, by: str, plan: Plan | None
+) -> Comparison:
+    norms = left.norms if plan is None else plan.norms
+    tensors = [judge(demand, norms) for demand in demands.tensors]
+    gaps = [*matching.problems, *demands.gaps]
+    if plan is not None:
+        here = {norm.name for norm in left.norms}
+        taken = [norm.name for norm in plan.norms if norm.name not in here]
+    else:
+        taken = _names(demands.taken, demands.lost, demands.kept)
+    return Comparison(
+        tensors=tuple(_once(tensors)),
+        gaps=tuple(dict.fromkeys(gaps)),
+        by=by,
+        kept=tuple(_names(demands.kept)),
+        taken=tuple(taken),
+        lost=tuple(_names(demands.lost)),
+        linears=len(right.linears),
+        matched=sum(linear.id in matching.pairs for linear in right.linears),
+    )
+
+
+def _names(norms: dict[str, Norm], *others: dict[str, Norm]) -> list[str]:
+    return [norm.name for norm in norms.values() if norm.is_norm and not any(norm.id in other for other in others)]
+
+
+def _once(tensors: list[TensorAudit]) -> Iterator[TensorAudit]:
+    """One row for a tensor with the same role at the same place; the worst of them."""
+    order = ("wrong", "consistent with rounding", "nearest", "unchanged")
+    found: dict[tuple[str, str, str], TensorAudit] = {}
+    for tensor in tensors:
+        key = tensor.tensor, tensor.role, tensor.site
+        if key not in found or order.index(tensor.verdict) < order.index(found[key].verdict):
+            found[key] = tensor
+    yield from found.values()

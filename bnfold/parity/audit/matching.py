@@ -1,0 +1,168 @@
+"""Two networks side by side, from their outputs to their inputs, by structure alone.
+
+Affine steps are set apart first: between two nodes that are none, each network has a chain of them, and a fold changes
+chains and the linears before them. What is no affine step must be the same node for node.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque, written_by
+from bnfold.parity.audit.nodes import COMMUTATIVE, Likeness, Stored, compare_nodes, inputs_of, passes_by
+from bnfold.parity.audit.sides import Chain, Side
+
+
+@dataclass(frozen=True)
+class Link:
+    """One place in both networks: a source, and the affine steps between it and a reader.
+
+    before, after: the nodes that write the source, None for a graph input.
+    """
+
+    left: Chain
+    right: Chain
+    before: Node | None
+    after: Node | None
+
+
+@dataclass
+class Matching:
+    """What was found to be the same. pairs: node of the folded network -> node of the original one, by id.
+
+    problems: where the two part; what lies before such a place is not compared.
+    """
+
+    links: list[Link] = field(default_factory=list)
+    stored: list[tuple[Stored, Node]] = field(default_factory=list)
+    pairs: dict[str, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        """True when every node of the original network that matters has its like."""
+        return not self.problems
+
+
+def match(left: Side, right: Side) -> Matching:
+    """Walk both networks from their outputs. left: the original network, right: the folded one."""
+    return _Walk(left, right).run()
+
+
+class _Walk:
+    def __init__(self, left: Side, right: Side) -> None:
+        self.left, self.right = left, right
+        self.found = Matching()
+        self.seen: set[tuple[str, str]] = set()
+        self.queue: list[tuple[str, str]] = []
+        self.hashes = _skeleton(left), _skeleton(right)
+        self.inputs = dict(zip(right.graph.inputs, left.graph.inputs, strict=False))
+
+    def run(self) -> Matching:
+        """Every output, then whatever they are made of."""
+        self.queue = list(zip(self.left.graph.outputs, self.right.graph.outputs, strict=True))[::-1]
+        while self.queue:
+            pair = self.queue.pop()
+            if pair not in self.seen:
+                self.seen.add(pair)
+                self._values(*pair)
+        return self.found
+
+    def _values(self, want: str, have: str) -> None:
+        before, after = self.left.chain(want), self.right.chain(have)
+        first, second = self.left.producer(before.source), self.right.producer(after.source)
+        if isinstance(first, Carrier) and not self._alike(before.source, after.source):
+            passed = passes_by(self.left, first)
+            if passed is not None:
+                self._values(*self._past(passed, before, have))
+                return
+        if isinstance(second, Carrier) and not self._alike(before.source, after.source):
+            passed = passes_by(self.right, second)
+            if passed is not None and not after.norms:
+                self.queue.append((want, passed))
+                return
+        if self._sources(before.source, after.source, first, second):
+            self.found.links.append(Link(before, after, first, second))
+
+    def _past(self, passed: str, chain: Chain, have: str) -> tuple[str, str]:
+        """Behind a node that does nothing the walk goes on; affine steps behind it stay where they are."""
+        if chain.norms:
+            self.found.problems.append(f"affine steps stand behind a node that does nothing, before '{have}'")
+        return passed, have
+
+    def _alike(self, want: str, have: str) -> bool:
+        return self.hashes[0].get(want) == self.hashes[1].get(have)
+
+    def _sources(self, want: str, have: str, first: Node | None, second: Node | None) -> bool:
+        if first is None or second is None:
+            if first is None and second is None and self.inputs.get(have) == want:
+                return True
+            self._problem(f"{_named(second, have)} stands where {_named(first, want)} is expected")
+            return False
+        outputs = written_by(first), written_by(second)
+        if len(outputs[0]) != len(outputs[1]) or outputs[0].index(want) != outputs[1].index(have):
+            self._problem(f"{second.label} has other outputs than {first.label}")
+            return False
+        known = self.found.pairs.get(second.id)
+        if known is not None:
+            if known != first.id:
+                self._problem(f"{second.label} is read where {first.label} is, and where '{known}' is")
+            return known == first.id
+        likeness = compare_nodes(self.left, self.right, first, second)
+        if likeness.problem:
+            self._problem(likeness.problem)
+            return False
+        self.found.pairs[second.id] = first.id
+        self.found.stored += [(stored, second) for stored in likeness.stored]
+        self.queue.extend(reversed(self._ordered(likeness, second)))
+        return True
+
+    def _ordered(self, likeness: Likeness, node: Node) -> Sequence[tuple[str, str]]:
+        """The inputs in pairs; of an operation that commutes, in the order that fits."""
+        pairs = likeness.inputs
+        if node.kind not in COMMUTATIVE or len(pairs) != 2:
+            return pairs
+        (a, b), (c, d) = pairs
+        crossed = self._alike(a, d) and self._alike(c, b)
+        return [(a, d), (c, b)] if crossed and not (self._alike(a, b) and self._alike(c, d)) else pairs
+
+    def _problem(self, sentence: str) -> None:
+        if sentence not in self.found.problems:
+            self.found.problems.append(sentence)
+
+
+def _named(node: Node | None, value: str) -> str:
+    return f"the graph input or constant '{value}'" if node is None else node.label
+
+
+def _skeleton(side: Side) -> dict[str, str]:
+    """For each value a digest of what it is made of, affine steps, borders and numbers left out."""
+    found: dict[str, str] = {name: f"input {at}" for at, name in enumerate(side.graph.inputs)}
+    for node in side.graph.nodes:
+        inputs = [found.get(value, "") for value in inputs_of(side, node)]
+        if isinstance(node, Norm) and not node.parameters:
+            found[node.output] = inputs[0]
+            continue
+        if isinstance(node, Carrier) and (node.kind == "Pad" or passes_by(side, node) is not None):
+            found[node.outputs[0]] = inputs[0]
+            continue
+        if node.kind in COMMUTATIVE:
+            inputs.sort()
+        for at, value in enumerate(written_by(node)):
+            text = f"{_kind(node)} {at} {inputs}"
+            found[value] = hashlib.sha256(text.encode()).hexdigest()
+    return found
+
+
+def _kind(node: Node) -> str:
+    match node:
+        case Linear(window=None):
+            return f"dense {node.in_channels} {node.channels}"
+        case Linear(window=window) if window is not None:
+            return f"{node.is_transposed} {node.in_channels} {node.channels} {window.kernel} {window.stride} {node.groups}"
+        case Carrier():
+            return type(node.rule).__name__ + (node.rule.function if hasattr(node.rule, "function") else "")
+        case Opaque() | Norm() | Linear():
+            return node.kind
