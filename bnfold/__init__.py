@@ -17,11 +17,13 @@ if TYPE_CHECKING:
     from bnfold.export import export_onnx
     from bnfold.folding.report import FoldReport, NormOutcome
     from bnfold.parity import ParityReport, verify
+    from bnfold.parity.audit import AuditReport, audit
     from bnfold.training import Checkpoint, load_checkpoint, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AuditReport",
     "BnfoldError",
     "Bundle",
     "BundleError",
@@ -34,6 +36,7 @@ __all__ = [
     "NormOutcome",
     "ParityError",
     "ParityReport",
+    "audit",
     "build_bundle",
     "export_onnx",
     "fold",
@@ -44,12 +47,14 @@ __all__ = [
 ]
 
 _HOME = {
+    "AuditReport": "bnfold.parity.audit",
     "Bundle": "bnfold.bundle",
     "Checkpoint": "bnfold.training",
     "FoldReport": "bnfold.folding.report",
     "FoldResult": "bnfold.api",
     "NormOutcome": "bnfold.folding.report",
     "ParityReport": "bnfold.parity",
+    "audit": "bnfold.parity.audit",
     "build_bundle": "bnfold.build",
     "export_onnx": "bnfold.export",
     "fold": "bnfold.api",

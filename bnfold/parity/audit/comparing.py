@@ -6,6 +6,7 @@ ORIGINAL is folded by this package's own moves, with the norms kept that FOLDED 
 
 from __future__ import annotations
 
+import dataclasses
 import glob
 from collections import Counter
 from collections.abc import Iterator
@@ -33,6 +34,7 @@ class Comparison:
     """What the two graphs say. gaps: places where they are not the same, a sentence each; then nothing is proven.
 
     by: with which moves ORIGINAL had to be folded to look like FOLDED, "" for none. kept, taken, lost: norms by name.
+    reasons: why lost norms cannot be folded.
     """
 
     tensors: tuple[TensorAudit, ...]
@@ -43,6 +45,7 @@ class Comparison:
     lost: tuple[str, ...]
     linears: int
     matched: int
+    reasons: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -66,17 +69,27 @@ def compare_graphs(original: ir.Model, folded: ir.Model) -> Comparison:
     _check_ends(left, right)
     matching = match(left, right)
     demands = demands_of(left, right, matching)
-    if not _is_whole(matching, demands):
-        for moves, other, plan in _folded_sides(left, right, demands, original):
-            again = match(other, right)
-            found = demands_of(other, right, again)
-            if _is_whole(again, found):
-                return _judged(other, right, again, found, moves, plan)
-    return _judged(left, right, matching, demands, "", None)
+    first = _judged(left, right, matching, demands, "", None)
+    if first.is_whole and not first.wrong:
+        return first
+    for moves, other, plan in _folded_sides(left, right, demands, original):
+        again = match(other, right)
+        found = _judged(other, right, again, demands_of(other, right, again), moves, plan)
+        if found.is_whole and (not found.wrong or not first.is_whole):
+            return found
+    return _explained(first, left)
 
 
-def _is_whole(matching: Matching, demands: Demands) -> bool:
-    return matching.is_whole and not demands.gaps
+def _explained(found: Comparison, left: Side) -> Comparison:
+    """With the planner's word on norms that are gone where nothing takes them in."""
+    plan = make_plan(left.graph, moves="all")
+    rows = {row.name: row for row in plan.report.norms if row.outcome in ("kept", "refused")}
+    reasons = tuple(
+        f"norm '{name}' is gone from FOLDED, and no exact fold takes it in: {rows[name].detail}"
+        for name in found.lost
+        if name in rows
+    )
+    return dataclasses.replace(found, reasons=reasons)
 
 
 def _check_ends(left: Side, right: Side) -> None:
@@ -151,7 +164,8 @@ def _judged(
 
 
 def _names(norms: dict[str, Norm], *others: dict[str, Norm]) -> list[str]:
-    return [norm.name for norm in norms.values() if norm.is_norm and not any(norm.id in other for other in others)]
+    found = (norm.name for norm in norms.values() if norm.is_norm and not any(norm.id in other for other in others))
+    return list(dict.fromkeys(found))
 
 
 def _once(tensors: list[TensorAudit]) -> Iterator[TensorAudit]:

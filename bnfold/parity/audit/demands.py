@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import numpy as np
 
+from bnfold.folding import algebra
 from bnfold.folding.expressions import (
-    ONE, ZERO, Array, Expr, Given, Leaf, Permute, Scalar, Spread, View, add, div, mul, shape_of, size_of, spread, sub,
+    ONE, ZERO, Array, Expr, Given, Leaf, Permute, Scalar, Spread, View, add, div, leaves, mul, shape_of, size_of, spread, sub,
     view,
 )  # fmt: skip
 from bnfold.folding.facts import Linear, Norm
@@ -21,6 +23,8 @@ from bnfold.folding.onnx_edits import Role
 from bnfold.folding.weights import Weights, mapped_behind, weights_of
 from bnfold.parity.audit.matching import Link, Matching
 from bnfold.parity.audit.sides import Side, same_bits
+
+_NEAR = 1e-3  # of the largest number: a constant that is stored by one network and computed by the other
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +68,12 @@ def demands_of(left: Side, right: Side, matching: Matching) -> Demands:
     done: set[tuple[object, ...]] = set()
     for link in matching.links:
         taken, left_over, kept = _parted(left, right, link)
-        found.kept.update({norm.id: norm for norm in kept})
+        found.kept.update({norm.id: norm for norm, _ in kept})
         key = (link.after.id if link.after else link.right.source, *(n.id for n in taken), 0, *(n.id for n in left_over))
         if key in done:
             continue
         done.add(key)
+        found.tensors.extend(_computed(left, link, kept))
         if isinstance(link.before, Linear) and isinstance(link.after, Linear):
             _Site(left, right, link.before, link.after, taken, left_over).into(found)
         elif taken or left_over:
@@ -79,16 +84,46 @@ def demands_of(left: Side, right: Side, matching: Matching) -> Demands:
     return found
 
 
-def _parted(
-    left: Side, right: Side, link: Link
-) -> tuple[tuple[Norm, ...], tuple[Norm, ...], tuple[Norm, ...]]:
+Both: TypeAlias = tuple[Norm, Norm]
+
+
+def _parted(left: Side, right: Side, link: Link) -> tuple[tuple[Norm, ...], tuple[Norm, ...], tuple[Both, ...]]:
     """(steps of the original that are gone, steps of the folded one that are new, steps that both have at the end)."""
     before, after = list(link.left.norms), list(link.right.norms)
-    kept: list[Norm] = []
-    while before and after and left.content(before[-1]) == right.content(after[-1]):
-        kept.append(before.pop())
-        after.pop()
+    kept: list[Both] = []
+    while before and after and (
+        left.content(before[-1]) == right.content(after[-1]) or _is_computed(left, before[-1], after[-1])
+    ):
+        kept.append((before.pop(), after.pop()))
     return tuple(before), tuple(after), tuple(kept)
+
+
+def _is_computed(left: Side, before: Norm, after: Norm) -> bool:
+    """True for one step whose constant the original network computes and the folded one has stored."""
+    if len(before.steps) != 1 or len(after.steps) != 1 or before.refusal or after.refusal:
+        return False
+    (first,), (second,) = before.steps, after.steps
+    stored = _stored(second.by)
+    is_made = any(leaf.name in left.made for leaf in leaves(first.by))
+    if first.kind != second.kind or before.axis != after.axis or is_made or stored is None or _stored(first.by):
+        return False
+    if size_of(first.by) != size_of(second.by):
+        return False
+    wanted = algebra.magnitude(first.by).reshape(-1)
+    with np.errstate(all="ignore"):
+        return bool((np.abs(stored[1].reshape(-1) - wanted) <= _NEAR * np.abs(wanted).max(initial=0.0)).all())
+
+
+def _computed(left: Side, link: Link, kept: Sequence[Both]) -> Iterator[Demand]:
+    """Constants that the original network computes, stored by the folded one."""
+    for before, after in kept:
+        stored = _stored(after.steps[0].by) if after.steps else None
+        if stored is None or _stored(before.steps[0].by):
+            continue
+        where = link.before.label if link.before is not None else f"the input '{link.left.source}'"
+        expr = left.exact(before.steps[0].by)
+        role: Role = "scale" if before.steps[0].kind in ("mul", "div") else "shift"
+        yield Demand(stored[0], role, where, stored[1].reshape(expr.shape), expr, (before,))
 
 
 class _Site:

@@ -17,7 +17,7 @@ import onnx_ir as ir
 from bnfold.folding import algebra, onnx_graph, onnx_shapes
 from bnfold.folding.expressions import Array, Expr, Leaf, operands, size_of, spread, view
 from bnfold.folding.facts import Graph, Linear, Node, Norm
-from bnfold.folding.onnx_clone import clone_of
+from bnfold.folding.onnx_clone import clone_of, unlist_constants
 from bnfold.folding.onnx_constants import Constants
 from bnfold.folding.onnx_edits import NewTensor
 
@@ -122,6 +122,8 @@ class Side:
 
 def side_of(model: ir.Model, made: tuple[NewTensor, ...] = ()) -> Side:
     """Read a model. Raises FoldError for one that cannot be read."""
+    model = clone_of(model)
+    unlist_constants(model)
     graph = onnx_graph.read(model)
     clone = clone_of(model)
     constants = Constants(clone.graph, ir_version=clone.ir_version)
