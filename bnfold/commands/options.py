@@ -76,7 +76,23 @@ def shape(text: str) -> tuple[int, ...]:
 
 def moves(text: str) -> str | tuple[str, ...]:
     """Read `default`, `all`, or names of moves with commas."""
-    return text if text in ("default", "all") else tuple(name.strip() for name in text.split(",") if name.strip())
+    return text if text in ("default", "all") else names(text)
+
+
+def names(text: str) -> tuple[str, ...]:
+    """Read names with commas."""
+    return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def seconds(text: str) -> float:
+    """Read a time, a finite number of seconds above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a number of seconds, as in 30 or 2.5")
+    return value
 
 
 def bound(text: str) -> float:

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.commands.options import Commands, add_command
+from bnfold.commands.options import Commands, add_command, names, seconds
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -25,10 +25,23 @@ def add(commands: Commands) -> None:
         "bundle", metavar="BUNDLE", type=Path, help="a version folder, or a model folder for its newest version"
     )
     parser.add_argument(
+        "--tier",
+        metavar="TIER",
+        action="append",
+        help="a tier to run, T0 to T5 or T3b, instead of all of them; repeatable, or with commas",
+    )
+    parser.add_argument(
         "--data",
         metavar="PATH",
         type=Path,
         help="more samples to decide on: an .npz, or a folder of images",
+    )
+    parser.add_argument(
+        "--seconds",
+        metavar="S",
+        type=seconds,
+        default=float("inf"),
+        help="a budget of time: tiers that sample stop early when it is spent, after everything was looked at once",
     )
 
 
@@ -38,7 +51,13 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from bnfold.parity import verify
 
     folder = find_version(options.bundle)
-    console.progress(f"proving {folder}")
-    report = verify(folder, data=options.data)
+    tiers = None if options.tier is None else [name for text in options.tier for name in names(text)]
+    report = verify(
+        folder,
+        tiers=tiers,
+        data=options.data,
+        seconds=options.seconds,
+        progress=lambda text: console.progress(f"proving {folder.parent.name}/{folder.name}: {text}"),
+    )
     console.result(report.to_dict(), report.to_table())
     return report.exit_code

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from bnfold.bundle import Bundle, Golden
 from bnfold.bundle.manifest import MODEL, REFERENCE, SIDECAR
 from bnfold.errors import FoldError, ParityError
+from bnfold.folding.facts import Graph
 from bnfold.folding.onnx_file import from_proto, load_model
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import Plan
@@ -73,7 +74,12 @@ class Evidence:
     @cached_property
     def plan(self) -> Plan:
         """What may be folded in the reference; its norms bear the names of the fold report."""
-        return plan_of(read(self.reference), self.report)
+        return plan_of(self.graph, self.report)
+
+    @cached_property
+    def graph(self) -> Graph:
+        """The facts of the reference."""
+        return read(self.reference)
 
     @cached_property
     def expectation(self) -> Expectation:

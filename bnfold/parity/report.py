@@ -14,6 +14,8 @@ Status: TypeAlias = Literal["holds", "fails", "cannot tell"]
 
 SCHEMA_VERSION = 1
 _WIDTH = 118
+PROOF = ("T0", "T1", "T2", "T3", "T3b")
+"""The tiers that every proof has; T4 only where outputs are decisions, the others where somebody asks."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +65,12 @@ class ParityReport:
         if "fails" in statuses:
             return False
         return None if "cannot tell" in statuses or not statuses else True
+
+    @property
+    def not_run(self) -> tuple[str, ...]:
+        """The tiers that make a proof and were left out."""
+        run = {tier.tier for tier in self.tiers}
+        return tuple(name for name in PROOF if name not in run)
 
     @property
     def exit_code(self) -> int:
@@ -116,6 +124,8 @@ class ParityReport:
         """The outcome in one line."""
         failing = [tier.tier for tier in self.tiers if tier.status != "holds"]
         match self.holds:
+            case True if self.not_run:
+                return f"{', '.join(tier.tier for tier in self.tiers)} hold; {', '.join(self.not_run)} not run, so parity is not proven by this run"
             case True:
                 return "parity holds: the folded model computes what the unfolded one does"
             case False:

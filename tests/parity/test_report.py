@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from bnfold.parity import ParityReport, TierResult
-from bnfold.parity.report import plain
+from bnfold.parity.report import PROOF, plain
 
 
 def tier(name: str, status: str, *findings: str) -> TierResult:
@@ -44,7 +45,18 @@ def test_the_table_has_a_line_a_tier_its_findings_and_the_verdict() -> None:
     assert lines[2].split("  ") == ["T0", "title of T0", "holds", "headline of T0"]
     assert "    - why 1" in lines
     assert lines[-1] == "parity does not hold (T1)"
-    assert report("holds").to_table().endswith("parity holds: the folded model computes what the unfolded one does")
+    whole = ParityReport("net", 3, tuple(tier(name, "holds") for name in PROOF))
+    assert whole.to_table().endswith("parity holds: the folded model computes what the unfolded one does")
+
+
+def test_a_run_that_left_tiers_out_does_not_claim_parity() -> None:
+    verdict = report("holds", "holds").to_table().splitlines()[-1]
+    assert verdict == "T0, T1 hold; T2, T3, T3b not run, so parity is not proven by this run"
+
+
+def test_the_table_prints_what_a_bound_assumes() -> None:
+    found = dataclasses.replace(tier("T2", "holds"), assumptions=("sums in any order", "nothing is flushed"))
+    assert "T2 assumes: sums in any order; nothing is flushed" in ParityReport("net", 3, (found,)).to_table()
     assert "cannot tell" in report("cannot tell").to_table().splitlines()[-1]
     assert "no tier was run" in report().to_table()
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 
 import numpy as np
 
 from bnfold.folding import algebra
-from bnfold.folding.facts import Norm
+from bnfold.folding.facts import Linear, Norm
 from bnfold.folding.statistics import statistics_of
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
 
 _DEAD = 1e-12  # |gamma| below which a channel says the same whatever comes in
+_LARGEST_HALF = 65504.0  # of binary16, IEEE 754-2019
 
 
 def check(evidence: Evidence, request: Request) -> TierResult:
@@ -27,6 +28,7 @@ def check(evidence: Evidence, request: Request) -> TierResult:
         if rows.get(row.name) != "refused"
     ]
     warnings = [warning for norm in plan.norms if norm.refusal is None for warning in _warnings(norm)]
+    warnings += [*_shared(evidence), *_beyond_half(evidence)]
     status: Status = "fails" if problems or faults else "holds"
     checked = len(evidence.bundle.manifest.files)
     headline = f"{checked} files as hashed" if not problems else f"{len(problems)} of {checked} files changed"
@@ -46,3 +48,27 @@ def _warnings(norm: Norm) -> Iterator[str]:
         yield f"norm '{norm.name}' has {dead} dead channel(s): gamma is zero, or as good as"
     if np.all(mean == 0) and np.all(variance == 1):
         yield f"norm '{norm.name}' has mean 0 and variance 1 in every channel: was it ever trained?"
+
+
+def _shared(evidence: Evidence) -> Iterator[str]:
+    """Weights that several linears read."""
+    users: dict[Hashable, list[Linear]] = {}
+    for node in evidence.graph.nodes:
+        if isinstance(node, Linear):
+            users.setdefault(node.weight.key, []).append(node)
+    for linears in users.values():
+        if len(linears) > 1:
+            names = ", ".join(f"'{linear.name}'" for linear in linears[:4]) + (", ..." if len(linears) > 4 else "")
+            yield f"weight '{linears[0].weight.name}' is shared by {len(linears)} linears ({names}); each fold is apart"
+
+
+def _beyond_half(evidence: Evidence) -> Iterator[str]:
+    """Folded tensors that a cast to float16 would turn into infinity."""
+    for new in evidence.expectation.tensors:
+        value = evidence.folded.graph.initializers.get(new.tensor)
+        if value is None or value.const_value is None:
+            continue
+        stored = np.asarray(value.const_value.numpy())
+        largest = float(np.abs(stored).max(initial=0)) if stored.dtype in (np.float32, np.float64) else 0.0
+        if largest > _LARGEST_HALF:
+            yield f"tensor '{new.tensor}' reaches {largest:.3g}; in float16, whose largest is 65504, it would overflow"

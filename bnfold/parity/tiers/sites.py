@@ -59,7 +59,7 @@ def _batches(evidence: Evidence, is_free: bool, rows: slice) -> list[Mapping[str
     if not is_free:
         return [golden.inputs for golden in evidence.goldens]
     cut = [{name: array[rows] for name, array in golden.inputs.items()} for golden in evidence.goldens]
-    return [batch for batch in cut if len(next(iter(batch.values())))]
+    return [batch for batch in cut if len(next(iter(batch.values())))] if rows.start else cut
 
 
 def _on(evidence: Evidence, batches: list[Mapping[str, Array]], is_free: bool) -> Local:
