@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding.onnx_file import to_proto
 from bnfold.parity.audit.comparing import Comparison, compare_graphs
 from bnfold.parity.audit.opening import Opened, inputs_of, open_folded, open_original, paired, specs_of
@@ -78,7 +80,7 @@ def _ends(original: Opened, folded: Opened) -> Ends:
 
 
 def _trial(original: Opened, folded: Opened, ends: Ends, data: Path | str | tuple[Any, Any] | None) -> Trial:
-    inputs = specs_of(inputs_of(original.model))
+    inputs = _narrowed(specs_of(inputs_of(original.model)), specs_of(inputs_of(folded.model)), ends[0])
     samples = _samples(original, inputs, data)
     return Trial(
         original=to_proto(original.model),
@@ -89,6 +91,19 @@ def _trial(original: Opened, folded: Opened, ends: Ends, data: Path | str | tupl
         names=ends[1],
         samples=samples,
     )
+
+
+def _narrowed(
+    inputs: Sequence[TensorSpec], others: Sequence[TensorSpec], feeds: Mapping[str, str]
+) -> tuple[TensorSpec, ...]:
+    """The inputs that both networks take: a size that either of them fixes is fixed."""
+    known = {spec.name: spec for spec in others}
+    found = []
+    for spec in inputs:
+        other = known[feeds[spec.name]].shape
+        pairs = zip(spec.shape, other, strict=True) if other else ((size, -1) for size in spec.shape)
+        found.append(dataclasses.replace(spec, shape=tuple(b if a < 0 else a for a, b in pairs)))
+    return tuple(found)
 
 
 def _samples(original: Opened, inputs: Sequence[Any], data: Path | str | tuple[Any, Any] | None) -> Samples | None:

@@ -21,7 +21,7 @@ from bnfold.folding.expressions import Array, Expr
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_edits import replay
 from bnfold.folding.plan import Plan, make_plan
-from bnfold.parity.audit.demands import Demands, demands_of
+from bnfold.parity.audit.demands import Demand, Demands, demands_of, misplaced
 from bnfold.parity.audit.matching import Matching, match
 from bnfold.parity.audit.sides import Side, side_of
 from bnfold.parity.audit.verdicts import TensorAudit, judge
@@ -144,7 +144,7 @@ def _judged(
     left: Side, right: Side, matching: Matching, demands: Demands, by: str, plan: Plan | None
 ) -> Comparison:
     norms = left.norms if plan is None else plan.norms
-    tensors = [judge(demand, norms) for demand in demands.tensors]
+    tensors = [_with_cause(left, demand, judge(demand, norms), demands) for demand in demands.tensors]
     gaps = [*matching.problems, *demands.gaps]
     if plan is not None:
         here = {norm.name for norm in left.norms}
@@ -163,17 +163,45 @@ def _judged(
     )
 
 
+def _with_cause(left: Side, demand: Demand, found: TensorAudit, demands: Demands) -> TensorAudit:
+    """A wrong tensor that is right for a norm which is gone, but may not be taken in there."""
+    if found.verdict != "wrong" or demand.unfit:
+        return found
+    for norm in demands.lost.values():
+        expr = misplaced(left, demand, norm)
+        if expr is None:
+            continue
+        other = judge(dataclasses.replace(demand, expr=left.exact(expr), norms=(norm,)))
+        if other.verdict in ("nearest", "consistent with rounding"):
+            cause = f"{norm.label} was taken in as though it ran over the channels of this linear"
+            return dataclasses.replace(found, cause=cause)
+    return found
+
+
 def _names(norms: dict[str, Norm], *others: dict[str, Norm]) -> list[str]:
     found = (norm.name for norm in norms.values() if norm.is_norm and not any(norm.id in other for other in others))
     return list(dict.fromkeys(found))
 
 
+_ORDER = ("wrong", "consistent with rounding", "nearest", "unchanged")
+
+
 def _once(tensors: list[TensorAudit]) -> Iterator[TensorAudit]:
-    """One row for a tensor with the same role at the same place; the worst of them."""
-    order = ("wrong", "consistent with rounding", "nearest", "unchanged")
-    found: dict[tuple[str, str, str], TensorAudit] = {}
+    """One row for a tensor with the same role and norms at the same place; the worst of them."""
+    found: dict[tuple[object, ...], TensorAudit] = {}
     for tensor in tensors:
-        key = tensor.tensor, tensor.role, tensor.site
-        if key not in found or order.index(tensor.verdict) < order.index(found[key].verdict):
+        key = tensor.tensor, tensor.role, tensor.site, tensor.norms
+        if key not in found or _ORDER.index(tensor.verdict) < _ORDER.index(found[key].verdict):
             found[key] = tensor
-    yield from found.values()
+    right = {tensor.tensor: tensor for tensor in found.values() if tensor.verdict not in ("wrong", "unchanged")}
+    for tensor in found.values():
+        twin = right.get(tensor.tensor)
+        yield tensor if tensor.verdict != "wrong" or twin is None else _shared(tensor, twin)
+
+
+def _shared(tensor: TensorAudit, twin: TensorAudit) -> TensorAudit:
+    """A tensor with several readers that was changed for one of them."""
+    norms = f" with {', '.join(twin.norms)}" if twin.norms else ""
+    here = f" with {', '.join(tensor.norms)}" if tensor.norms else " without any norm"
+    cause = f"it has several readers and was folded{norms}, which is right for one; another needs it{here}"
+    return dataclasses.replace(tensor, cause=cause)

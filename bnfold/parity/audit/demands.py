@@ -32,7 +32,7 @@ class Demand:
     """A tensor of the folded network and what it must be. array: (its shape), zeros where it is missing.
 
     site: the linear of the original network. norms: those it took in. linear: of the folded network, for channels.
-    unfit: why no fold may do that, where none may.
+    unfit: why no fold may do that, where none may. before: the original linear, where the demand is one on a linear.
     """
 
     tensor: str
@@ -43,6 +43,7 @@ class Demand:
     norms: tuple[Norm, ...] = ()
     linear: Linear | None = None
     unfit: str = ""
+    before: Linear | None = None
 
     @property
     def original(self) -> Array | None:
@@ -174,6 +175,11 @@ class _Site:
                 return f"{norm.label} has {max(sizes)} channels, {self.before.label} {self.before.channels}"
         return ""
 
+    def expression(self, role: Role) -> Expr | None:
+        """The exact weight, in the layout of the folded network, or the exact bias."""
+        wanted = self._wanted()
+        return self._weight(wanted).expr if role == "weight" else wanted.bias
+
     def _weight(self, wanted: Weights) -> Demand:
         shipped = self.after.weight
         expr = div(wanted.weight, Scalar(self.after.alpha)) if self.after.alpha != 1 else wanted.weight
@@ -248,7 +254,20 @@ class _Site:
     def _demand(self, tensor: str, role: Role, array: Array, expr: Expr) -> Demand:
         norms = tuple(norm for norm in self.taken if norm.is_norm) or self.taken
         exact = self.left.exact(expr)
-        return Demand(tensor, role, self.before.name, array, exact, norms, self.after, self._barred())
+        return Demand(tensor, role, self.before.name, array, exact, norms, self.after, self._barred(), self.before)
+
+
+def misplaced(left: Side, demand: Demand, norm: Norm) -> Expr | None:
+    """What a tensor of a linear would be had it taken in a norm that stands elsewhere, or over another axis."""
+    before, after = demand.before, demand.linear
+    sizes = {size_of(norm.scale), size_of(norm.shift)} - {1}
+    if before is None or after is None or sizes - {before.channels} or demand.role not in ("weight", "bias"):
+        return None
+    try:
+        found = _Site(left, left, before, after, (norm,), ()).expression(demand.role)
+    except (ValueError, IndexError):
+        return None
+    return found if found is not None and size_of(found) == demand.array.size else None
 
 
 class _Steps:

@@ -118,12 +118,15 @@ class AuditReport:
 def weights_tier(found: Comparison, *, differs: bool) -> TierResult:
     """T1 as a tier. differs: T3 or T4 have seen that the two networks give different answers."""
     counts = {verdict: sum(t.verdict == verdict for t in found.tensors) for verdict in _VERDICTS}
-    worst = {role: _worst(found, role) for role in dict.fromkeys(tensor.role for tensor in found.changed)}
+    worst = {role: _worst(found, role) for role in dict.fromkeys(t.role for t in found.changed if not t.barred)}
     where = f"{found.matched} of {found.linears} linears matched"
     parts = [f"{count} {verdict}" for verdict, count in counts.items() if count and verdict != "unchanged"]
     headline = f"{where}; {len(found.changed)} tensors changed" + (f": {', '.join(parts)}" if parts else "")
     if worst:
-        spelt = ", ".join(f"{ulp:.4g} on {role}s" if math.isfinite(ulp) else f"{role}s not finite" for role, ulp in worst.items())
+        spelt = ", ".join(
+            f"{ulp:.4g} on {_PLURALS[role]}" if math.isfinite(ulp) else f"{_PLURALS[role]} not finite"
+            for role, ulp in worst.items()
+        )
         headline += f"; worst ulp {spelt}"
     suspects = tuple(tensor.sentence() for tensor in found.wrong)
     status: Status
@@ -142,8 +145,12 @@ def weights_tier(found: Comparison, *, differs: bool) -> TierResult:
     return TierResult("T1", WEIGHTS, status, headline, summary, findings)
 
 
+_PLURALS = {
+    "weight": "weights", "bias": "biases", "scale": "scales", "shift": "shifts", "constant": "constants",
+    "slope": "slopes",
+}  # fmt: skip
 _VERDICTS = ("nearest", "consistent with rounding", "wrong", "unchanged")
 
 
 def _worst(found: Comparison, role: str) -> float:
-    return max((tensor.worst_ulp for tensor in found.changed if tensor.role == role), default=0.0)
+    return max((tensor.worst_ulp for tensor in found.changed if tensor.role == role and not tensor.barred), default=0.0)

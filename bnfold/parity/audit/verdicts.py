@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,6 @@ Verdict: TypeAlias = Literal["unchanged", "nearest", "consistent with rounding",
 
 _SHOWN = 5  # wrong channels that a sentence names
 _FLOAT64_SLACK = 2.0**-45  # of a value that was computed in plain float64, relative to the sum of absolute terms
-_UNITS = {name: form.unit_roundoff for name, form in FORMATS.items()}
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class TensorAudit:
 
     worst_ulp: the largest distance from the exact value, in units of its last place. roundings: c; share: the largest
     distance over c * u * sum|terms|, at most 1 where it is consistent. wrong: elements beyond it; channels: theirs.
+    barred: it took in a norm that no fold may take in there; distances are then those from that fold.
     """
 
     tensor: str
@@ -48,11 +49,14 @@ class TensorAudit:
     wrong: int = 0
     channels: tuple[int, ...] = ()
     cause: str = ""
+    barred: bool = False
 
     def sentence(self) -> str:
         """What is wrong with it, for a person."""
         head = f"tensor '{self.tensor}' ({self.role} of '{self.site}'"
         head += f", norms {', '.join(self.norms)})" if self.norms else ")"
+        if self.barred and self.share <= 1:
+            return f"{head}: all {self.elements} values are those of a fold that is none: {self.cause}"
         count = len(self.channels)
         shown = ", ".join(map(str, self.channels[:_SHOWN])) + (", ..." if count > _SHOWN else "")
         where = f" in channel{'s' if count > 1 else ''} {shown}" if count else ""
@@ -69,7 +73,7 @@ class TensorAudit:
             "tensor": self.tensor, "role": self.role, "site": self.site, "norms": list(self.norms),
             "verdict": self.verdict, "elements": self.elements, "worst_ulp": self.worst_ulp,
             "not_nearest": self.not_nearest, "roundings": self.roundings, "share_of_bound": self.share,
-            "wrong": self.wrong, "wrong_channels": list(self.channels), "cause": self.cause,
+            "wrong": self.wrong, "wrong_channels": list(self.channels), "cause": self.cause, "barred": self.barred,
         }  # fmt: skip
 
 
@@ -100,14 +104,13 @@ def judge(demand: Demand, others: Sequence[Norm] = ()) -> TensorAudit:
         verdict="wrong",
         wrong=int(wrong.sum()),
         channels=_channels(wrong, demand),
+        barred=bool(demand.unfit),
         cause=demand.unfit or _cause(demand, expr, shipped, wrong, others),
         **facts,
     )
 
 
 def _with(start: TensorAudit, **changes: Any) -> TensorAudit:
-    import dataclasses
-
     return dataclasses.replace(start, **changes)
 
 
