@@ -43,13 +43,14 @@ def check_install() -> None:
 
 
 def open_session(
-    model: Path | bytes, *, optimise: bool, device: Device = "cpu", threads: int = 1
+    model: Path | bytes, *, optimise: bool, device: Device = "cpu", threads: int = 1, tf32: bool = False
 ) -> ort.InferenceSession:
     """Open a session on a model file or its bytes.
 
     `optimise=False` turns every graph optimisation off: the reference side of a comparison must run so, because
     ONNX Runtime would otherwise fold it too and the comparison would prove nothing. `device="cuda"` gives CUDA or a
     BnfoldError; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
+    tf32: whether CUDA may round the factors of float32 products to TF32, as the runtime does by itself; off here.
     """
     check_install()
     import onnxruntime as ort
@@ -57,7 +58,7 @@ def open_session(
     source = model if isinstance(model, bytes) else str(model)
     label = "the model" if isinstance(model, bytes) else str(model)
     if device in ("cuda", "auto"):
-        session = _open_cuda(ort, source, optimise, threads, required=device == "cuda")
+        session = _open_cuda(ort, source, _options(ort, optimise, threads), tf32=tf32, required=device == "cuda")
         if session is not None:
             return session
     try:
@@ -91,10 +92,8 @@ def _options(ort: Any, optimise: bool, threads: int) -> Any:
     return options
 
 
-def _open_cuda(ort: Any, source: bytes | str, optimise: bool, threads: int, *, required: bool) -> Any:
-    options = _options(ort, optimise, threads)
-    options.log_severity_level = _SILENT  # a missing driver is reported below, in one sentence
-    providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "0"})]
+def _open_cuda(ort: Any, source: bytes | str, options: Any, *, tf32: bool, required: bool) -> Any:
+    providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "1" if tf32 else "0"})]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         reason = "this build of ONNX Runtime has no CUDA provider"
     else:

@@ -1,0 +1,111 @@
+"""One request to a server, with a time-out, a cap on the answer, and one sentence when there is none."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bnfold.errors import BnfoldError
+
+TIMEOUT = 60.0  # seconds
+MAX_BYTES = 2**28  # of one answer
+_BLOCK = 2**16
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered, whatever its status. headers: by lower-case name."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def document(self) -> Any:
+        """The body as strict JSON: no NaN, no infinity. Raises ValueError for anything else."""
+        try:
+            return json.loads(self.body, parse_constant=_refuse_constant)
+        except RecursionError:
+            raise ValueError("it is nested too deep") from None
+
+    def error(self) -> str:
+        """The sentence of an error: its `error` where it has one, else the status in words."""
+        try:
+            said = self.document()["error"]
+        except (ValueError, KeyError, TypeError):
+            said = http.client.responses.get(self.status, "no reason given")
+        return " ".join(str(said).split())[:300]
+
+
+def ask(
+    url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, *, seconds: float = TIMEOUT
+) -> Reply:
+    """GET, or POST of a body. Redirects are not followed: they come back as what they are.
+
+    Raises BnfoldError when there is no answer: nobody listens, it takes longer than `seconds`, it is no HTTP, or it has
+    more than MAX_BYTES.
+    """
+    base = urllib.parse.urlsplit(url)
+    try:
+        host = base.hostname if base.scheme in ("http", "https") else None
+    except ValueError:
+        host = None
+    if not host or base.username is not None:
+        url = "the address" if "@" in url else f"'{url[:200]}'"  # a password is not repeated
+        raise BnfoldError(f"{url} is no address of a server; expected one like http://127.0.0.1:8000")
+    opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if _is_here(host) else []))
+    end = time.monotonic() + seconds
+    try:
+        request = urllib.request.Request(url, data=body, headers=dict(headers or {}))
+        try:
+            answer = opener.open(request, timeout=seconds)
+        except urllib.error.HTTPError as problem:  # an answer too
+            answer = problem
+        with answer:
+            found = {name.lower(): value for name, value in answer.headers.items()}
+            return Reply(int(answer.status or 0), found, _read(answer, end))
+    except (http.client.HTTPException, OSError, ValueError) as problem:
+        reason = getattr(problem, "reason", None) or str(problem) or type(problem).__name__
+        raise BnfoldError(
+            f"{url} gave no answer ({' '.join(str(reason).split())[:200]}); check that a server runs there"
+        ) from None
+
+
+def _read(answer: Any, end: float) -> bytes:
+    """The body. The time-out of the socket is for each of its reads; this one is for all of them."""
+    parts = []
+    left = MAX_BYTES
+    while block := answer.read1(_BLOCK):
+        left -= len(block)
+        if left < 0:
+            raise ValueError(f"it is longer than {MAX_BYTES} bytes")
+        if time.monotonic() > end:
+            raise TimeoutError("it took too long")
+        parts.append(block)
+    if answer.length:  # of the announced length, what did not come: read1 says nothing of it
+        raise http.client.IncompleteRead(b"".join(parts), answer.length)
+    return b"".join(parts)
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """No other address than the one that was given is asked."""
+
+
+def _is_here(host: str) -> bool:
+    """Whether a host is this machine, which no proxy stands before."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON")
