@@ -9,7 +9,7 @@ every new tensor is the float nearest to its expression's exact value, whose ari
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +25,12 @@ from bnfold.folding.onnx_edits import FoldMap, NewTensor, fold_map_of, replay
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
+from bnfold.parity.hypotheses import Cause, likely_cause, shown
 from bnfold.parity.nearest import Distances, measure
 from bnfold.parity.sites import Site
 from bnfold.parity.structure import differences
+
+_LISTED = 64  # channels of a tensor that a document names
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,10 @@ class Expectation:
 
 @dataclass(frozen=True)
 class TensorVerdict:
-    """One new tensor against its exact value. linear: who reads it. worst_channel: of the worst element."""
+    """One new tensor against its exact value. linear: who reads it. worst_channel: of the worst element.
+
+    channels: those with a wrong element. cause: what explains the wrong elements, None where nothing known does.
+    """
 
     tensor: str
     role: str
@@ -61,6 +67,8 @@ class TensorVerdict:
     norms: tuple[str, ...]
     distances: Distances
     worst_channel: int
+    channels: tuple[int, ...] = ()
+    cause: Cause | None = None
 
     @property
     def nearest(self) -> bool:
@@ -68,14 +76,30 @@ class TensorVerdict:
         return self.distances.not_nearest == 0
 
     def sentence(self) -> str:
-        """What is wrong with the tensor, for a person."""
+        """What is wrong with the tensor, where, and why most likely, for a person."""
         found = self.distances
+        where = f" in channel{'s' * (len(self.channels) > 1)} {shown(self.channels)}" if self.channels else ""
+        verb = "is" if found.not_nearest == 1 else "are"
+        cause = ""
+        if self.cause:
+            cause = f"; {'' if self.cause.is_rounding else 'likely cause: '}{self.cause.words}"
         return (
             f"tensor '{self.tensor}' ({self.role} of '{self.linear}', folded with {', '.join(self.norms)}): "
-            f"{found.not_nearest} of {found.elements} values are not the nearest to the exact fold; the worst, at "
-            f"{list(found.worst_index)} in channel {self.worst_channel}, is {found.worst_ulp:.4g} ulp off; "
-            "expected at most 0.5"
+            f"{found.not_nearest} of {found.elements} values{where} {verb} not the nearest to the exact fold; the "
+            f"worst, at {list(found.worst_index)}, is {found.worst_ulp:.4g} ulp off (expected at most 0.5){cause}"
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready numbers. bad_channels: the first of them."""
+        cause = self.cause
+        return {
+            "tensor": self.tensor, "role": self.role, "linear": self.linear, "norms": list(self.norms),
+            "elements": self.distances.elements, "not_nearest": self.distances.not_nearest,
+            "worst_ulp": self.distances.worst_ulp, "worst_index": list(self.distances.worst_index),
+            "worst_channel": self.worst_channel, "bad_channels": list(self.channels[:_LISTED]),
+            "bad_channel_count": len(self.channels),
+            "cause": cause and {"code": cause.code, "words": cause.words, "explained": cause.explained},
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -101,24 +125,26 @@ class Certificate:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready numbers, one object a tensor."""
-        rows = [
-            {
-                "tensor": tensor.tensor, "role": tensor.role, "linear": tensor.linear, "norms": list(tensor.norms),
-                "elements": tensor.distances.elements, "not_nearest": tensor.distances.not_nearest,
-                "worst_ulp": tensor.distances.worst_ulp, "worst_index": list(tensor.distances.worst_index),
-                "worst_channel": tensor.worst_channel,
-            }
-            for tensor in self.tensors
-        ]  # fmt: skip
+        rows = [tensor.to_dict() for tensor in self.tensors]
         return {"tensors": rows, "structure": list(self.structure)}
 
 
-def certify(expectation: Expectation, folded: ir.Model) -> Certificate:
-    """Certify a folded model against what `expect` makes of its reference. The model is not changed."""
+def certify(
+    expectation: Expectation, folded: ir.Model, *, only: Collection[str] | None = None, explain: bool = True
+) -> Certificate:
+    """Certify a folded model against what `expect` makes of its reference. The model is not changed.
+
+    only: judge these new tensors, not all of them. explain: look for the likely cause of what is wrong.
+    """
     names = [new.tensor for new in expectation.tensors]
     structure = expectation.problems + differences(expectation.model, folded, recomputed=names)
     linears = {id(edit.weight): edit for edit in expectation.plan.edits if isinstance(edit, SetWeights)}
-    found = (_judged(new, linears.get(id(new.expr)), expectation.model, folded) for new in expectation.tensors)
+    others = expectation.plan.norms if explain else None
+    found = (
+        _judged(new, linears.get(id(new.expr)), expectation.model, folded, others)
+        for new in expectation.tensors
+        if only is None or new.tensor in only
+    )
     return Certificate(tuple(verdict for verdict in found if verdict is not None), structure)
 
 
@@ -213,10 +239,12 @@ def _contradictions(claimed: FoldReport, planned: FoldReport) -> Iterator[str]:
     yield from (f"the fold report has no row for the norm '{name}'" for name in rows if name not in names)
 
 
-def _judged(new: NewTensor, edit: SetWeights | None, expected: ir.Model, folded: ir.Model) -> TensorVerdict | None:
+def _judged(
+    new: NewTensor, edit: SetWeights | None, expected: ir.Model, folded: ir.Model, others: Sequence[Norm] | None
+) -> TensorVerdict | None:
     """A new tensor against its exact value; one that is not there, or misshapen, has no verdict.
 
-    edit: that of a weight.
+    edit: that of a weight. others: all norms, to look for a cause among; None: it is not looked for.
     """
     wanted, shipped = _stored(expected, new.tensor), _stored(folded, new.tensor)
     if wanted is None or shipped is None or (shipped.dtype, shipped.shape) != (wanted.dtype, wanted.shape):
@@ -226,13 +254,20 @@ def _judged(new: NewTensor, edit: SetWeights | None, expected: ir.Model, folded:
         shipped = shipped.reshape(expr.shape)
     else:  # one number for every place
         expr = spread(view(expr, (1,) * shipped.ndim), shipped.shape)
+    names = tuple(norm.name for norm in new.norms)
     try:
         found = measure(expr, shipped)
+        if not found.not_nearest:
+            return TensorVerdict(new.tensor, new.role, new.owner, names, found, _channel(new, edit, found.worst_index))
+        wrong = np.zeros(shipped.shape, bool)
+        measure(expr, shipped, wrong=wrong)
     except ParityError as problem:
-        norms = " and ".join(f"'{norm.name}'" for norm in new.norms)
-        raise ParityError(f"{new.role} of '{new.owner}' with {norms}: {problem}") from None
-    names = tuple(norm.name for norm in new.norms)
-    return TensorVerdict(new.tensor, new.role, new.owner, names, found, _channel(new, edit, found.worst_index))
+        labels = " and ".join(f"'{norm.name}'" for norm in new.norms)
+        raise ParityError(f"{new.role} of '{new.owner}' with {labels}: {problem}") from None
+    return TensorVerdict(
+        new.tensor, new.role, new.owner, names, found, _channel(new, edit, found.worst_index),
+        _channels(new, edit, wrong), None if others is None else likely_cause(new, shipped, others, wrong=wrong),
+    )  # fmt: skip
 
 
 def _channel(new: NewTensor, edit: SetWeights | None, index: tuple[int, ...]) -> int:
@@ -242,6 +277,13 @@ def _channel(new: NewTensor, edit: SetWeights | None, index: tuple[int, ...]) ->
         return index[0] // max(1, inputs // edit.groups) * per_group + index[1] if index else 0
     axis = 1 if new.role == "constant" and len(index) > 1 else 0
     return index[axis] if index else 0
+
+
+def _channels(new: NewTensor, edit: SetWeights | None, wrong: Array) -> tuple[int, ...]:
+    """The channels with a wrong element, in order."""
+    leading = wrong.reshape(*wrong.shape[:2], -1).any(axis=-1) if wrong.ndim > 2 else wrong
+    places = (tuple(int(at) for at in place) for place in np.argwhere(leading))
+    return tuple(sorted({_channel(new, edit, place) for place in places}))
 
 
 def _stored(model: ir.Model, name: str) -> Array | None:

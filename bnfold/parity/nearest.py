@@ -39,9 +39,10 @@ class Distances:
     worst_index: tuple[int, ...]
 
 
-def measure(expr: Expr, shipped: Array) -> Distances:
+def measure(expr: Expr, shipped: Array, *, wrong: Array | None = None) -> Distances:
     """Compare a tensor with the expression that it should be, rounded once. One shape.
 
+    wrong: bool, of the same shape, C-contiguous; set True where another float is closer to the exact value.
     Raises ParityError when the expression has no finite, real value in some place.
     """
     form = format_of(shipped.dtype)
@@ -54,8 +55,10 @@ def measure(expr: Expr, shipped: Array) -> Distances:
     count, worst, where = 0, -1.0, 0
     for start, stop in slices(shape):
         block = _Block(values[start:stop], start, rows, points, expr.shape, form)
-        wrong, ulps = block.judge()
-        count += wrong
+        far, ulps = block.judge()
+        count += int(far.sum())
+        if wrong is not None:
+            wrong.reshape(shape)[start:stop] = far.reshape(values[start:stop].shape)
         if (peak := float(ulps.max())) > worst:
             worst, where = peak, start * math.prod(shape[1:]) + int(ulps.argmax())
     index = _at(where, expr.shape)
@@ -88,29 +91,29 @@ class _Block:
     shape: Shape
     form: Format
 
-    def judge(self) -> tuple[int, F64]:
-        """(number not nearest, ulps of each element)."""
+    def judge(self) -> tuple[Array, F64]:
+        """(which are not nearest, ulps of each element)."""
         s = self.shipped.reshape(-1).astype(np.float64)
         is_wide = self.form.bits > 24
         ulps = np.zeros(s.shape)
         left = np.arange(0)
-        wrong = 0
+        wrong = np.zeros(s.shape, np.bool_)
         for wide in (True,) if is_wide else (False, True):
             ball = self._ball(wide)
             if wide == is_wide:
                 near, far, ulps = _judged(ball, s, self.form)
                 left = np.flatnonzero(~(near | far))
-                wrong = int(far.sum())
+                wrong = far
             elif left.size > _FEW:
                 near, far, ulps[left] = _judged(ball.each(lambda part: part[left]), s[left], self.form)  # noqa: B023
-                wrong += int(far.sum())
+                wrong[left] = far
                 left = left[~(near | far)]
             if left.size <= _FEW:
                 break
         for at in left:
             index = _at(self.start * (s.size // len(self.shipped)) + int(at), self.shape)
             ulps[at], nearest = distance(self.points.at(index), float(s[at]), self.form)
-            wrong += not nearest
+            wrong[at] = not nearest
         return wrong, ulps
 
     def _ball(self, wide: bool) -> Ball:
