@@ -25,7 +25,7 @@ def margins(summary: Mapping[str, Any]) -> Iterator[str]:
         yield strip(lanes, "Margins and differences", _caption(points, difference))
     shares = summary.get("margin_above_difference")
     if isinstance(shares, Mapping) and shares:
-        yield "<p>Share of samples whose margin is above the largest difference:</p>"
+        yield '<p class="lead">Share of samples whose margin is above the largest difference:</p>'
         yield facts((f"{key} as large", _percent(value)) for key, value in shares.items())
 
 

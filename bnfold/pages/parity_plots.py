@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from bnfold.pages.text import escaped, number
 
 _TALL = 150  # pixels, of the plot of all rows in order
+_CLOSE = 100  # bars without gaps between them, which would be as wide as a hair
 _MOST_BARS = 400  # of that plot; with more rows, each bar is the worst of several
 
 
@@ -111,6 +112,7 @@ def overview(bars: Sequence[Bar], axis: Axis, title: str) -> str:
     groups = [bars[at : at + each] for at in range(0, len(bars), each)]
     shown = [max(group, key=lambda one: (one.kind == "fails", axis.at(one.value))) for group in groups]
     step = 100 / max(len(shown), 1)
+    width = step if len(shown) > _CLOSE else 0.8 * step
     parts = []
     for place, _ in axis.ticks():
         y = _n(_TALL * (1 - place / 100))
@@ -119,7 +121,7 @@ def overview(bars: Sequence[Bar], axis: Axis, title: str) -> str:
         height = max(_TALL * axis.at(one.value) / 100, 1.5)
         parts.append(
             f'<rect class="f {escaped(one.kind)}" x="{_n(at * step, 3)}%" y="{_n(_TALL - height)}" '
-            f'width="{_n(step * 0.82, 3)}%" height="{_n(height)}"><title>{escaped(one.says)}</title></rect>'
+            f'width="{_n(width, 3)}%" height="{_n(height)}"><title>{escaped(one.says)}</title></rect>'
         )
     if axis.bound is not None:
         y = _n(_TALL * (1 - axis.at(axis.bound) / 100))

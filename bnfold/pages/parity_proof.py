@@ -29,7 +29,7 @@ def norms(report: Mapping[str, Any] | None) -> Iterator[str]:
     folded = [row for row in rows if row.get("outcome") == "folded"]
     chosen = rows if len(rows) <= MOST_ROWS else [*left, *folded[:MOST_ROWS]]
     heads = ("norm", "outcome", "why", "#max |a|", "#share of eps", "#amplification")
-    yield table(heads, [("", _norm(row)) for row in chosen])
+    yield table(heads, [("", _norm(row)) for row in chosen], "norms")
     if len(rows) > len(chosen):
         yield f'<p class="lead">… and {len(rows) - len(chosen):,} more that are folded; fold.json has them all.</p>'
     yield (

@@ -13,7 +13,8 @@ from bnfold.parity.rows import Judged, State, corner_of, number_in, text_in, tex
 
 Rows: TypeAlias = Sequence[Judged]
 
-MOST_ROWS = 40  # of a table, besides all those that do not hold
+MOST_ROWS = 40  # of a table that shows all of its rows
+_FEW = 12  # rows of a longer one, besides all those that do not hold
 _LONG = 160  # characters of a name
 _ORDER: Sequence[State] = ("fails", "cannot tell", "holds", "measured")
 _NEAREST = "Up to 0.5 ulp, the line, no other number of the dtype is closer to the exact value."
@@ -57,7 +58,7 @@ def _weights(rows: Rows) -> Iterator[str]:
         yield overview(
             _bars(rows, "worst_ulp", "ulp"), axis, "Worst distance from the exact value in ulp, tensor by tensor."
         )
-    heads = ("tensor", "folded with", "#values", "#not the nearest", "#worst ulp", scale(axis, "worst distance, ulp"))
+    heads = ("tensor", "#values", "#not the nearest", "#worst ulp", scale(axis, "worst distance, ulp"))
     chosen, left = _chosen(rows, "worst_ulp")
     yield from _table(heads, [(row, _weight_cells(row, axis)) for row in chosen], rows, _WEIGHT)
     yield from _more(left, "tensor", "hold", _NEAREST)
@@ -66,11 +67,11 @@ def _weights(rows: Rows) -> Iterator[str]:
 def _weight_cells(row: Judged, axis: Axis) -> list[str]:
     value = number_in(row.row, "worst_ulp")
     distance = measured(value) if value is None or value >= 10 else f"{value:.4f}"
-    role = text_in(row.row, "role")
-    named = f"{role} of {text_in(row.row, 'linear')}" if role else text_in(row.row, "linear")
+    role, linear = text_in(row.row, "role"), text_in(row.row, "linear")
+    about = [f"{role} of {linear}" if role and linear else linear, *_folded_with(row), *_worst_at(row)]
     return [
-        _name(row, named), shown(texts_in(row.row, "norms")), shown(row.row.get("elements")),
-        shown(row.row.get("not_nearest")), distance, bar(axis, value, _colour(row), f"{distance} ulp"),
+        _name(row, about), shown(row.row.get("elements")), shown(row.row.get("not_nearest")), distance,
+        bar(axis, value, _colour(row), f"{distance} ulp"),
     ]  # fmt: skip
 
 
@@ -87,7 +88,7 @@ def _sites(rows: Rows) -> Iterator[str]:
         title = "Largest difference over its rounding bound, site by site in the order of the graph; below 1 it holds."
         yield overview(_bars(bounded, "worst_ratio", "times its bound"), axis, title)
     heads = (
-        "site", "folded with", "#fan-in", "#outputs", "#worst difference", "#of its bound",
+        "site", "#fan-in", "#outputs", "#beyond the bound", "#worst difference", "#of its bound",
         scale(axis, "worst difference / bound"),
     )  # fmt: skip
     chosen, left = _chosen(rows, "worst_ratio", in_order=True)
@@ -99,12 +100,12 @@ def _sites(rows: Rows) -> Iterator[str]:
 def _site_cells(row: Judged, axis: Axis) -> list[str]:
     told = row.state in ("fails", "holds")
     value = number_in(row.row, "worst_ratio")
-    label = text_in(row.row, "linear") or row.name
-    drawn = bar(axis, value, _colour(row), f"{measured(value)} times its bound") if told else ""
+    numbers = [shown(row.row.get("bad")), measured(number_in(row.row, "worst_difference")), measured(value)]
     return [
-        _name(row, name=label), shown(texts_in(row.row, "norms")), shown(row.row.get("fan_in") or None),
-        shown(row.row.get("elements") or None), measured(number_in(row.row, "worst_difference")) if told else "–",
-        measured(value) if told else "–", drawn,
+        _name(row, [*_folded_with(row), *_worst_at(row)], text_in(row.row, "linear")),
+        shown(row.row.get("fan_in") or None), shown(row.row.get("elements") or None),
+        *(numbers if told else ["–"] * 3),
+        bar(axis, value, _colour(row), f"{measured(value)} times its bound") if told else "",
     ]  # fmt: skip
 
 
@@ -123,10 +124,25 @@ def _corners(rows: Rows) -> Iterator[str]:
     for row, name, unfolded, folded, limit in lines:
         said = f"unfolded {measured(unfolded)}, folded {measured(folded)}, at most {measured(limit)}"
         ratio = folded / unfolded if folded is not None and unfolded else None
-        label = _name(row) if name == "rms" else f'<span class="quiet">{escaped(shortened(row.name, _LONG))}</span>'
+        label = (
+            _name(row, [f"{shown(row.row.get('elements'))} values"])
+            if name == "rms"
+            else f'<span class="quiet">{escaped(shortened(row.name, _LONG))}</span>'
+        )
         numbers = [measured(value) for value in (unfolded, folded, limit)]
         drawn = pair(axis, unfolded, folded, limit, _colour(row), said)
-        cells.append((row, [label, name, *numbers, "–" if ratio is None else measured(ratio), drawn]))
+        cells.append(
+            (
+                row,
+                [
+                    label,
+                    f'<span class="kind">{name}</span>',
+                    *numbers,
+                    "–" if ratio is None else measured(ratio),
+                    drawn,
+                ],
+            )
+        )
     heads = ("output", "error", "#unfolded", "#folded", "#at most", "#times", scale(axis, "distance from the truth"))
     yield from _table(heads, cells, rows, _CORNER)
     yield (
@@ -166,7 +182,7 @@ def _is_numeric(rows: Rows, field: str) -> bool:
 
 
 def _chosen(rows: Rows, key: str, *, in_order: bool = False) -> tuple[Rows, int]:
-    """The rows to show, and how many more there are: all that do not hold, and of the others those with most to show.
+    """The rows to show, and how many more there are: all that do not hold, and of many others the largest few.
 
     in_order: keep the order of the graph where all are shown.
     """
@@ -175,10 +191,11 @@ def _chosen(rows: Rows, key: str, *, in_order: bool = False) -> tuple[Rows, int]
     worst = sorted(rows, key=lambda row: _ORDER.index(row.state))
     bad = [row for row in worst if row.state in ("fails", "cannot tell")]
     rest = worst[len(bad) :]
-    if key and len(rows) > MOST_ROWS:
-        rest.sort(key=lambda row: -(number_in(row.row, key) or 0.0))
-    room = max(MOST_ROWS - len(bad), 10 if bad else 0)
-    return [*bad, *rest[:room]], max(len(rest) - room, 0)
+    if len(rows) <= MOST_ROWS:
+        return worst, 0
+    if key:
+        rest.sort(key=lambda row: (_ORDER.index(row.state), -(number_in(row.row, key) or 0.0)))
+    return [*bad, *rest[:_FEW]], max(len(rest) - _FEW, 0)
 
 
 def _more(left: int, noun: str, holds: str, note: str) -> Iterator[str]:
@@ -211,7 +228,9 @@ def _table(
         lines.append((_state(row), line))
     yield table(heads, lines)
     if shared:
-        yield "<p>In every row:</p>" + facts((words(field), shown(value, field)) for field, value in shared.items())
+        yield "<p>In every row:</p>" + facts(
+            ((words(field), shown(value, field)) for field, value in shared.items()), "wide"
+        )
 
 
 def _has(row: Mapping[str, Any], field: str) -> bool:
@@ -226,10 +245,36 @@ def _bars(rows: Rows, key: str, unit: str) -> list[Bar]:
     ]
 
 
-def _name(row: Judged, quiet: str = "", name: str = "") -> str:
-    """The cell of a name, with what is said of the row below it."""
-    below = f'<br><span class="quiet">{escaped(shortened(quiet, _LONG))}</span>' if quiet else ""
-    return f'<span class="name">{escaped(shortened(name or row.name, _LONG))}</span>{below}{_said(row)}'
+def _name(row: Judged, about: Sequence[str] = (), name: str = "") -> str:
+    """The cell of a name, with what the row is about below it. What the columns say already is not said again."""
+    quiet = ", ".join(escaped(shortened(part, _LONG)) for part in about if part)
+    below = f'<br><span class="quiet">{quiet}</span>' if quiet else ""
+    said = _said(row) if not about or row.state != "fails" or _given(row) else ""
+    return f'<span class="name">{escaped(shortened(name or row.name, _LONG))}</span>{below}{said}'
+
+
+def _folded_with(row: Judged) -> Iterator[str]:
+    norms = texts_in(row.row, "norms")
+    if norms:
+        yield f"folded with {', '.join(norms)}"
+
+
+def _worst_at(row: Judged) -> Iterator[str]:
+    """Where the worst element of a row that fails is, and the likely cause."""
+    if row.state != "fails":
+        return
+    index, channel = row.row.get("worst_index"), row.row.get("worst_channel")
+    place = [f"at [{shown(index)}]"] if index else []
+    place += [] if channel is None else [f"in channel {shown(channel)}"]
+    if place:
+        yield f"worst {' '.join(place)}"
+    if cause := text_in(row.row, "cause"):
+        yield f"likely cause: {cause}"
+
+
+def _given(row: Judged) -> bool:
+    """True where the document has a sentence of its own for a row."""
+    return any(text_in(row.row, key) for key in ("sentence", "problem", "doubt", "note"))
 
 
 def _said(row: Judged) -> str:

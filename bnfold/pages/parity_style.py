@@ -4,11 +4,11 @@ from __future__ import annotations
 
 _LIGHT = """--bg: #fff; --fg: #1b1e24; --dim: #5b6472; --line: #d4d8df; --soft: #f5f6f8;
   --ok: #1a7f47; --ok-bg: #e3f5ea;
-  --no: #b3202c; --no-bg: #fce4e6; --un: #8a5200; --un-bg: #fff0d3; --mid: #4a5260; --bar: #3b6fb6; --bound: #b3202c;
+  --no: #b3202c; --no-bg: #fce4e6; --un: #8a5200; --un-bg: #fff0d3; --mid: #4a5260; --bar: #3b6fb6; --bound: #1b1e24;
   --head: #eef0f4;"""
 _DARK = """--bg: #14161a; --fg: #e6e8ec; --dim: #9aa3b2; --line: #343b46; --soft: #1b1e24;
   --ok: #6fd79b; --ok-bg: #15301f;
-  --no: #ff8d96; --no-bg: #45181d; --un: #ffc25e; --un-bg: #3d2b0b; --mid: #a4adbb; --bar: #6f9fe0; --bound: #ff8d96;
+  --no: #ff8d96; --no-bg: #45181d; --un: #ffc25e; --un-bg: #3d2b0b; --mid: #a4adbb; --bar: #6f9fe0; --bound: #e6e8ec;
   --head: #22262e;"""
 
 STYLE = (
@@ -44,15 +44,17 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6r
 table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: .5rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .32rem .6rem .32rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
-th { font-weight: 600; color: var(--dim); font-size: .82rem; vertical-align: bottom; line-height: 1.3; }
+th { overflow-wrap: normal; font-weight: 600; color: var(--dim); font-size: .82rem; vertical-align: bottom; line-height: 1.3; }
 th:last-child, td:last-child { padding-right: 0; }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; }
 th.num { white-space: normal; } td .num { white-space: normal; }
 tr.fails > td { background: var(--no-bg); } tr.cannot-tell > td { background: var(--un-bg); }
-tr.fails > td:first-child, tr.cannot-tell > td:first-child { box-shadow: -4px 0 0 var(--no); }
-tr.cannot-tell > td:first-child { box-shadow: -4px 0 0 var(--un); }
+tr.fails > td:first-child { border-left: 4px solid var(--no); padding-left: .6rem; }
+tr.cannot-tell > td:first-child { border-left: 4px solid var(--un); padding-left: .6rem; }
+td.num + td:not(.num), th.num + th:not(.num) { padding-left: 1rem; } .norms td:first-child { width: 32%; }
 .tiers td:first-child { white-space: nowrap; font-weight: 600; overflow-wrap: normal; }
-.tiers .blind, .quiet { color: var(--dim); } .name { font-weight: 600; }
+.quiet { color: var(--dim); } .name { font-weight: 600; display: inline-block; min-width: 9.5rem; }
+.kind { white-space: nowrap; }
 code, .hash, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .84em; }
 .hash { overflow-wrap: anywhere; word-break: break-all; color: var(--mid); }
 pre { background: var(--soft); border: 1px solid var(--line); border-radius: 4px; padding: .6rem .8rem; margin: .5rem 0;
@@ -95,17 +97,19 @@ svg text { font-size: 11px; fill: var(--dim); }
   tr { border: 1px solid var(--line); border-radius: 5px; margin: .6rem 0; padding: .35rem .6rem; }
   tr.fails { background: var(--no-bg); border-left: 4px solid var(--no); }
   tr.cannot-tell { background: var(--un-bg); border-left: 4px solid var(--un); }
-  tr.fails > td:first-child, tr.cannot-tell > td:first-child { box-shadow: none; }
-  td, td.bars { border: 0; padding: .12rem 0 !important; text-align: left; white-space: normal; }
+  td, td.num, td.bars, tr > td:first-child { border: 0 !important; padding: .12rem 0 !important; text-align: left; white-space: normal; }
+  td:first-child, td.bars { width: 100% !important; } .name { display: inline; }
   td[data-label]:not([data-label=""])::before { content: attr(data-label) ": ";
     color: var(--dim); font-weight: normal; }
-  .num, .tiers td:first-child { white-space: normal; }
+  .num, td.num + td:not(.num), th.num + th:not(.num) { padding-left: 1rem; } .norms td:first-child { width: 32%; }
+.tiers td:first-child { white-space: normal; }
   td.bars { padding: .3rem .5rem !important; } .strip { grid-template-columns: 1fr; }
   .facts { grid-template-columns: 1fr; }
 }
 @page { size: A4; margin: 15mm 14mm; }
 @media print {
-  body { max-width: none; padding: 0; font-size: 9.6pt; } h2 { margin-top: 1.3rem; }
+  html { font-size: 12.5px; } body { max-width: none; padding: 0; font-size: .95rem; } .bars { width: 26%; }
+  h2 { margin-top: 1.3rem; }
   h2, h3, thead { break-after: avoid; } tr, figure, .verdict, .facts div, li, pre { break-inside: avoid; }
   thead { display: table-header-group; } p.lead { break-after: avoid; } .hash { font-size: 7pt; }
   a { text-decoration: none; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
