@@ -25,6 +25,7 @@ ASSUMPTIONS = (
     "sums are kept in float32, in float64 for float64, and rounded once when they are stored",
     "unit roundoff 2^-24 in float32, 2^-11 in float16, 2^-8 in bfloat16, 2^-53 in float64",
     "subnormal numbers are rounded, not flushed",
+    "the coefficients of an interpolation are the same on both sides, not negative, of sum 1 up to rounding",
 )
 """What the bounds rest on; ONNX Runtime's CPU provider does so."""
 

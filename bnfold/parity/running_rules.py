@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 
 from bnfold.parity.running import F64, Array, Rule, State, Step
 
@@ -198,20 +199,18 @@ def move(step: Step) -> list[State]:
     for state in step.inputs[1:]:
         if state is not None and state.value is None:
             raise step.unbounded("takes what is computed from data where a constant is expected")
-    size = step.apply(x.size, *(None if other is None else _absolute(other) for other in others))
-    error = step.apply(x.error, *(None if other is None else _zero(other) for other in others))
+    size = step.apply(x.size, *(_border(step, other, np.abs) for other in others))
+    error = step.apply(x.error, *(_border(step, other, np.zeros_like) for other in others))
     if x.value is None:
         return [State(one, two) for one, two in zip(size, error, strict=True)]
     value = step.apply(np.asarray(x.value, np.float64), *others)
     return [State(one, two, three) for one, two, three in zip(size, error, value, strict=True)]
 
 
-def _absolute(other: Array) -> Array:
-    return np.abs(other) if other.dtype.kind == "f" else other
-
-
-def _zero(other: Array) -> Array:
-    return np.zeros_like(other) if other.dtype.kind == "f" else other
+def _border(step: Step, other: Array | None, become: Callable[[Array], Array]) -> Array | None:
+    """The number that a Pad writes, as size or error; any other constant says where data go, and stays."""
+    is_border = step.node.op_type == "Pad" and other is not None and other.dtype.kind == "f"
+    return become(other) if is_border and other is not None else other
 
 
 def join(step: Step) -> list[State]:
@@ -232,11 +231,31 @@ def pad(step: Step) -> list[State]:
     return move(step)
 
 
-def nearest(step: Step) -> list[State]:
-    """Resize and Upsample that copy the nearest place; an interpolation rounds its coordinates."""
-    if step.attribute("mode", b"nearest") != b"nearest":
-        raise step.unbounded("interpolates: the runtime states no accuracy for its coordinates")
-    return move(step)
+def resize(step: Step) -> list[State]:
+    """Resize and Upsample: copies of the nearest place, or linear interpolation. Source: ONNX Resize-10 to Resize-19.
+
+    How exactly the runtime computes its coordinates is not stated; both sides compute the same ones. All that is used
+    is that the coefficients are not negative, that their sum is 1 up to rounding, and that they are of the places
+    around the nearest one: the worst of these stands for the sum.
+    """
+    mode = step.attribute("mode", b"nearest")
+    if mode == b"nearest":
+        return move(step)
+    outside = step.attribute("coordinate_transformation_mode", b"half_pixel") == b"tf_crop_and_resize"
+    if mode != b"linear" or outside or step.attribute("antialias", 0):
+        raise step.unbounded(f"resizes in mode {mode.decode()}, for whose coefficients there is no rule")
+    x, by = step.data(), step.by
+    others = [None if state is None else state.value for state in step.inputs[1:]]
+    size, error = (step.apply(_around(array), *others, drop=("mode", "nearest_mode"))[0] for array in (x.size, x.error))
+    own = by.sums(2 ** (size.ndim - 2) * 2 + 4)
+    return [State(size, error + own * (size + error) + by.eta)]
+
+
+def _around(array: F64) -> F64:
+    """The largest of each place and its neighbours, along the spatial axes."""
+    axes = tuple(range(2, array.ndim))
+    padded = np.pad(array, [(0, 0), (0, 0), *[(1, 1)] * len(axes)], mode="edge")
+    return np.asarray(sliding_window_view(padded, (3,) * len(axes), axis=axes).max(axis=tuple(range(-len(axes), 0))))
 
 
 def maximum(step: Step) -> list[State]:
@@ -262,7 +281,7 @@ RULES: dict[str, Rule] = {
     "Conv": linear, "ConvTranspose": linear, "Gemm": linear, "MatMul": matmul, "BatchNormalization": batch_norm,
     "Add": add, "Sub": add, "Sum": add, "Mul": multiply, "Div": divide, "Reciprocal": reciprocal, "Sqrt": root,
     "Relu": no_further, "Clip": clip, "Neg": negate, "LeakyRelu": slope, "PRelu": slope,
-    "Concat": join, "Pad": pad, "Resize": nearest, "Upsample": nearest,
+    "Concat": join, "Pad": pad, "Resize": resize, "Upsample": resize,
     "MaxPool": maximum, "GlobalMaxPool": maximum, "ReduceMax": maximum,
     "AveragePool": average, "GlobalAveragePool": average, "ReduceMean": average,
     **dict.fromkeys(

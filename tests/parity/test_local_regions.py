@@ -112,6 +112,24 @@ def test_a_plan_that_is_not_exact_is_seen_without_any_rounding() -> None:
     assert 1e-8 < apart["output"] < 1e-5
 
 
+@pytest.mark.parametrize("coordinates", ["half_pixel", "align_corners", "asymmetric"])
+@pytest.mark.parametrize("scales", [(2.0, 2.0), (1.7, 2.3), (0.6, 0.5)])
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_a_norm_behind_an_interpolation_has_a_bound(mode: str, scales: tuple[float, float], coordinates: str) -> None:
+    for seed in range(3):
+        b = Builder(np.random.default_rng(seed))
+        sizes = b.constant("scales", np.array([1.0, 1.0, *scales]))
+        x = b.node(
+            "Resize", [conv(b, "input", "conv", 3, 4), "", sizes], mode=mode, coordinate_transformation_mode=coordinates
+        )
+        model = b.model((None, 3, 9, 9), b.node("Sigmoid", [b.batch_norm(x, "bn", 4)]), 4)
+        (result,) = [result for _, result in checked(model, seed=seed).results]
+        assert result.holds, result.sentence()
+        assert not result.note
+        assert 0.001 < result.worst_ratio < 1
+        assert [found.bad > 0 for _, found in checked(model, times(1.01), seed).results] == [True]
+
+
 def test_an_activation_of_unknown_accuracy_is_said_to_have_no_bound() -> None:
     b = Builder(np.random.default_rng(0))
     x = b.batch_norm(b.node("Elu", [conv(b, "input", "one", 3, 4)]), "bn", 4)
@@ -177,3 +195,15 @@ def test_operands_that_are_rounded_first_have_a_wider_bound(monkeypatch: pytest.
     wide = check_regions(reference, folded, expectation, [x], operands=2.0**-11).results[0][1]
     assert wide.holds
     assert 0.001 < wide.worst_ratio < 1
+
+
+def test_the_channels_that_are_wrong_are_named() -> None:
+    def spoil(folded: ir.Model, _: Expectation) -> None:
+        value = folded.graph.initializers["conv.weight.folded"]
+        array = value.const_value.numpy().copy()  # type: ignore[union-attr]
+        array[[1, 3]] *= 1.01
+        value.const_value = ir.tensor(array, name=value.name)
+
+    ((_, found),) = checked(network(MAKES[0]), spoil).results
+    assert found.bad_channels == (1, 3)
+    assert "in channels 1, 3, differ by more than rounding can explain" in found.sentence()

@@ -29,7 +29,7 @@ def check(evidence: Evidence, request: Request) -> TierResult:
     worst = max((one.worst_ratio for one in found.results), default=0.0)
     headline = f"{len(sites)} sites" + (f" and {len(regions)} regions" if regions else "")
     headline += f" on {rows} inputs, worst difference {worst:.2g} times its rounding bound"
-    headline += f"; {len(bad)} beyond it" if bad else ""
+    headline += f"; {len(bad)} beyond it, the first '{bad[0].linear}'" if bad else ""
     headline += f"; {len(open_)} not bounded" if open_ else ""
     headline += f"; {len(others)} other edits measured by T3, not bounded" if others else ""
     headline += "; the fold is not exact" if apart else ""
