@@ -2,8 +2,9 @@
 
 As of onnx 1.23: ConvTranspose with groups cuts the weight by the wrong channels (it raises, or answers wrong); MaxPool
 mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. GlobalMaxPool takes the
-wrong axes unless there are two of space. Conv is right, but makes the column matrix of a whole batch at once. These follow the specifications Conv-11, ConvTranspose-11, MaxPool-12 and
-AveragePool-19 over numpy's sliding windows; the tests compare them with torch and, on whole numbers, with ONNX Runtime.
+wrong axes unless there are two of space. Conv is right, but makes the column matrix of a whole batch at once. Softmax
+and LogSoftmax are those of opset 13 in every opset. These follow the specifications Conv-11, ConvTranspose-11,
+MaxPool-12 and AveragePool-19 over numpy's sliding windows; the tests compare them with torch and with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -232,6 +233,39 @@ class GlobalMaxPool(OpRun):
         return (x.max(axis=tuple(range(2, x.ndim)), keepdims=True),)
 
 
+def _softmax_axes(operator: OpRun, x: Array) -> tuple[int, ...]:
+    """The axes that sum to one: before opset 13 the given one (1 by default) and all behind it, then one (the last)."""
+    # The evaluator's own default is that of opset 13, whatever the opset.
+    given = next((attribute.i for attribute in operator.onnx_node.attribute if attribute.name == "axis"), None)
+    if operator.run_params["opsets"][""] >= 13:
+        return (-1 if given is None else given,)
+    return tuple(range(x.ndim))[1 if given is None else given :]
+
+
+class Softmax(OpRun):
+    """Softmax-1, -11 and -13. The evaluator's own computes that of opset 13 for every opset."""
+
+    op_domain = ""
+
+    def _run(self, X: Array, axis: int | None = None) -> tuple[Array]:
+        del axis  # as the evaluator understands it
+        axes = _softmax_axes(self, X)
+        power = np.exp(X - X.max(axis=axes, keepdims=True))
+        return (power / power.sum(axis=axes, keepdims=True),)
+
+
+class LogSoftmax(OpRun):
+    """LogSoftmax-1, -11 and -13, for the same reason."""
+
+    op_domain = ""
+
+    def _run(self, X: Array, axis: int | None = None) -> tuple[Array]:
+        del axis  # as the evaluator understands it
+        axes = _softmax_axes(self, X)
+        rest = X - X.max(axis=axes, keepdims=True)
+        return (rest - np.log(np.exp(rest).sum(axis=axes, keepdims=True)),)
+
+
 class Gelu(OpRun):
     """Gelu-20, by its formula: the function body of the schema spells sqrt(2) and pi out as float32."""
 
@@ -315,5 +349,5 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 OPERATORS = (
     Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Gelu, HardSwish, BatchNormalization,
-    LayerNormalization, RMSNormalization,
+    LayerNormalization, RMSNormalization, Softmax, LogSoftmax,
 )  # fmt: skip

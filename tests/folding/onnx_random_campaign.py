@@ -24,6 +24,9 @@ from bnfold.parity.triangle import compare
 from bnfold.runtime import open_session, run
 
 TOLERANCE = 1e-9  # relative to the largest output: what float64 makes of ten layers, and a hundred thousand times less
+FEW = (
+    64  # elements of an output; below it, one network or the other is nearer to the truth by luck (seed 4836: 8 times)
+)
 MOVES = ("default", "all")
 
 
@@ -90,6 +93,9 @@ def _triangle(sample: Sample, result: FoldResult, seen: Counter[str]) -> str:
     folded = run(open_session(result.model.SerializeToString(), optimise=False), inputs)
     wrong = []
     for corner in compare([run_float64(sample.model, inputs)], [unfolded], [folded]):
+        if corner.elements < FEW:
+            seen["T3 outputs of few elements"] += 1
+            continue
         seen["T3 outputs"] += 1
         seen["T3 cannot tell"] += bool(corner.doubt)
         if not corner.holds and not corner.doubt:

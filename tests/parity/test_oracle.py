@@ -110,6 +110,19 @@ def test_global_max_pool_agrees_with_the_runtime(dims: int) -> None:
     assert np.array_equal(run_float64(model, {"x": x})["y0"], by_runtime(model, x)["y0"])
 
 
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+@pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
+@pytest.mark.parametrize("opset", [9, 11, 13, 19])
+def test_softmax_agrees_with_the_runtime_in_every_opset(op: str, axis: int | None, opset: int) -> None:
+    if opset < 11 and axis == -1:
+        pytest.skip("negative axes came with opset 11")
+    x = np.random.default_rng(0).normal(size=(2, 3, 4, 1)).astype(np.float32)
+    model = one_node(op, x, **({} if axis is None else {"axis": axis}))
+    model.opset_import[0].version = opset
+    difference = np.abs(run_float64(model, {"x": x})["y0"] - by_runtime(model, x)["y0"])
+    assert difference.max() < 1e-6
+
+
 @settings(max_examples=60, deadline=None)
 @given(windows(), st.booleans(), st.booleans(), st.integers(0, 999))
 def test_average_pool_agrees_with_torch(place: dict[str, Any], ceil_mode: bool, counted: bool, seed: int) -> None:
