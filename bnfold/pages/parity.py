@@ -18,6 +18,7 @@ from bnfold.pages.parity_style import STYLE
 from bnfold.pages.parity_values import chip, facts, shown, table
 from bnfold.pages.parity_words import ABOUT, SIGNS, UNKNOWN, words
 from bnfold.pages.text import escaped
+from bnfold.parity.report import PROOF
 from bnfold.parity.rows import Judged, is_list, judged, text_in, texts_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -41,6 +42,7 @@ class _Tier:
     headline: str
     summary: Mapping[str, Any]
     findings: Sequence[str]
+    assumptions: Sequence[str]
     rows: Sequence[Judged]
 
     @property
@@ -105,6 +107,7 @@ def _tier(at: int, tier: Mapping[str, Any]) -> _Tier:
         text_in(tier, "headline"),
         summary if isinstance(summary, Mapping) else {},
         texts_in(tier, "findings"),
+        texts_in(tier, "assumptions"),
         judged(tier.get("details")),
     )
 
@@ -113,6 +116,12 @@ def _verdict(document: Mapping[str, Any], tiers: Sequence[_Tier]) -> Iterator[st
     """The sentence at the top. It is that of the tiers, and never better than what the document says of itself."""
     state, why = _judgement(tiers)
     claimed = document.get("holds")
+    partial = [name for name in PROOF if name not in {tier.tier for tier in tiers}]
+    if state == "holds" and partial and claimed is True:
+        why = f"{', '.join(tier.tier for tier in tiers)} hold; {', '.join(partial)} not run."
+        says = f"<b>? Parity is not proven by this run:</b> {escaped(why)}"
+        yield f'<div class="verdict cannot-tell" role="status">{says}</div>'
+        return
     contradicts = claimed is not {"holds": True, "fails": False}.get(state)
     if contradicts and state == "holds":
         state, why = "cannot tell", "the document contradicts itself."
@@ -190,6 +199,8 @@ def _section(tier: _Tier) -> Iterator[str]:
         if not (decided and key in TOLD)
     )
     yield from rows_of(tier.rows)
+    if tier.assumptions:
+        yield "<h3>Assumed</h3><ul>" + "".join(f"<li>{escaped(text)}</li>" for text in tier.assumptions) + "</ul>"
     if rest := tier.findings[_MOST_FINDINGS:]:
         yield f"<h3>Further findings</h3><ul>{''.join(f'<li>{escaped(finding)}</li>' for finding in rest)}</ul>"
     yield "</section>"

@@ -86,6 +86,12 @@ def pair(axis: Axis, unfolded: float | None, folded: float | None, limit: float 
     return _small(says, parts)
 
 
+PAIR_KEY = (
+    '<p class="note"><span class="key ring"></span> unfolded &ensp; <span class="key"></span> folded &ensp; '
+    '<span class="key bound"></span> the most that the folded one may be</p>'
+)
+
+
 def scale(axis: Axis, name: str) -> str:
     """The ticks of a column of bars, for its head."""
     marks = [

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from bnfold.pages.parity_sections import MOST_ROWS
+from bnfold.pages.parity_rows import MOST_ROWS
 from bnfold.pages.parity_values import facts, figure, shown, table
 from bnfold.pages.parity_words import words
 from bnfold.pages.text import escaped

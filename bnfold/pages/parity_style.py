@@ -44,7 +44,8 @@ footer { margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: .6r
 table { border-collapse: collapse; width: 100%; font-size: .88rem; margin: .5rem 0; }
 th, td { text-align: left; vertical-align: top; padding: .32rem .6rem .32rem 0; border-bottom: 1px solid var(--line);
   overflow-wrap: anywhere; }
-th { overflow-wrap: normal; font-weight: 600; color: var(--dim); font-size: .82rem; vertical-align: bottom; line-height: 1.3; }
+th { overflow-wrap: normal; font-weight: 600; color: var(--dim); font-size: .82rem; vertical-align: bottom;
+  line-height: 1.3; }
 th:last-child, td:last-child { padding-right: 0; }
 .num { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; overflow-wrap: normal; }
 th.num { white-space: normal; } td .num { white-space: normal; }
@@ -97,14 +98,12 @@ svg text { font-size: 11px; fill: var(--dim); }
   tr { border: 1px solid var(--line); border-radius: 5px; margin: .6rem 0; padding: .35rem .6rem; }
   tr.fails { background: var(--no-bg); border-left: 4px solid var(--no); }
   tr.cannot-tell { background: var(--un-bg); border-left: 4px solid var(--un); }
-  td, td.num, td.bars, tr > td:first-child { border: 0 !important; padding: .12rem 0 !important; text-align: left; white-space: normal; }
-  td:first-child, td.bars { width: 100% !important; } .name { display: inline; }
-  td[data-label]:not([data-label=""])::before { content: attr(data-label) ": ";
-    color: var(--dim); font-weight: normal; }
-  .num, td.num + td:not(.num), th.num + th:not(.num) { padding-left: 1rem; } .norms td:first-child { width: 32%; }
-.tiers td:first-child { white-space: normal; }
-  td.bars { padding: .3rem .5rem !important; } .strip { grid-template-columns: 1fr; }
-  .facts { grid-template-columns: 1fr; }
+  table td { border: 0 !important; padding: .12rem 0 !important; text-align: left !important; width: 100% !important;
+    white-space: normal !important; }
+  td[data-label]:not([data-label=""])::before { content: attr(data-label) ": "; color: var(--dim);
+    font-weight: normal; }
+  table td.bars { padding: .3rem .5rem !important; } .strip { grid-template-columns: 1fr; }
+  .name { display: inline; } .facts, .facts.wide { grid-template-columns: 1fr; } .facts.wide dt { width: 7rem; }
 }
 @page { size: A4; margin: 15mm 14mm; }
 @media print {

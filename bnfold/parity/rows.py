@@ -22,6 +22,7 @@ _STATES: Mapping[object, State] = {
     True: "holds", "holds": "holds", "nearest": "holds", "consistent with rounding": "holds",
     False: "fails", "fails": "fails", "wrong": "fails", "survived": "fails", "killed": "holds", "caught": "holds",
     "cannot tell": "cannot tell", "measured": "measured",
+    "not present": "measured", "unchanged": "holds",
 }  # fmt: skip
 _CORNER = {field.name: field for field in dataclasses.fields(Corner)}
 
