@@ -41,7 +41,12 @@ class Reply:
             said = self.document()["error"]
         except (ValueError, KeyError, TypeError):
             said = http.client.responses.get(self.status, "no reason given")
-        return " ".join(str(said).split())[:300]
+        return printable(str(said))[:300]
+
+
+def printable(text: str) -> str:
+    """Text from outside in one line, without what would steer a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
 
 
 def ask(
@@ -52,14 +57,14 @@ def ask(
     Raises BnfoldError when there is no answer: nobody listens, it takes longer than `seconds`, it is no HTTP, or it has
     more than MAX_BYTES.
     """
-    base = urllib.parse.urlsplit(url)
     try:
-        host = base.hostname if base.scheme in ("http", "https") else None
+        base = urllib.parse.urlsplit(url)
+        host = base.hostname if base.scheme in ("http", "https") and base.username is None else None
     except ValueError:
         host = None
-    if not host or base.username is not None:
-        url = "the address" if "@" in url else f"'{url[:200]}'"  # a password is not repeated
-        raise BnfoldError(f"{url} is no address of a server; expected one like http://127.0.0.1:8000")
+    if not host:
+        named = "the address" if "@" in url else f"'{printable(url)[:200]}'"  # a password is not repeated
+        raise BnfoldError(f"{named} is no address of a server; expected one like http://127.0.0.1:8000")
     opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if _is_here(host) else []))
     end = time.monotonic() + seconds
     try:
@@ -69,12 +74,12 @@ def ask(
         except urllib.error.HTTPError as problem:  # an answer too
             answer = problem
         with answer:
-            found = {name.lower(): value for name, value in answer.headers.items()}
+            found = {name.lower(): printable(value) for name, value in answer.headers.items()}
             return Reply(int(answer.status or 0), found, _read(answer, end))
     except (http.client.HTTPException, OSError, ValueError) as problem:
         reason = getattr(problem, "reason", None) or str(problem) or type(problem).__name__
         raise BnfoldError(
-            f"{url} gave no answer ({' '.join(str(reason).split())[:200]}); check that a server runs there"
+            f"{url} gave no answer ({printable(str(reason))[:200]}); check that a server runs there"
         ) from None
 
 

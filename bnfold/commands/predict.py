@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +12,6 @@ from bnfold.commands.options import Commands, add_command
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
-
-_TIMEOUT_S = 60
-_MAX_ANSWER_BYTES = 2**28
 
 
 def add(commands: Commands) -> None:
@@ -79,20 +73,19 @@ def _line(row: Mapping[str, Any]) -> str:
 
 def _ask(url: str, file: Path) -> dict[str, Any]:
     from bnfold.errors import BnfoldError, DataError
+    from bnfold.remote import ask
 
     if not file.is_file():
         raise DataError(f"{file} is not there or no file; expected an image, a .npy array, or a .json document")
     target = url.rstrip("/") + ("" if url.rstrip("/").endswith("/predict") else "/predict")
     body, kind = _body(file)
+    reply = ask(target, body, {"Content-Type": kind})
+    if reply.status != 200:
+        raise BnfoldError(f"{target} answered {reply.status}: {reply.error()}")
     try:
-        request = urllib.request.Request(target, data=body, headers={"Content-Type": kind}, method="POST")
-        with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as answer:
-            document = json.loads(answer.read(_MAX_ANSWER_BYTES))
-    except urllib.error.HTTPError as problem:
-        raise BnfoldError(f"{target} answered {problem.code}: {_reason(problem)}") from None
-    except (http.client.HTTPException, OSError, ValueError) as problem:
-        reason = getattr(problem, "reason", problem)
-        raise BnfoldError(f"{target} gave no answer ({reason}); check that `bnfold serve` runs there") from None
+        document = reply.document()
+    except ValueError:
+        document = None
     rows = document.get("predictions") if isinstance(document, dict) else None
     if not isinstance(rows, list) or not all(map(_is_prediction, rows)):
         raise BnfoldError(f"{target} answered something that is no prediction; expected the /predict of `bnfold serve`")
@@ -114,10 +107,3 @@ def _body(file: Path) -> tuple[bytes, str]:
     rows = read_json(file) if file.suffix == ".json" else read_npy(file).tolist()
     document = rows if isinstance(rows, dict) and "instances" in rows else {"instances": rows}
     return json.dumps(document).encode(), "application/json"
-
-
-def _reason(problem: urllib.error.HTTPError) -> str:
-    try:
-        return str(json.loads(problem.read(2**16))["error"])
-    except (ValueError, KeyError, TypeError, OSError):
-        return str(problem.reason)

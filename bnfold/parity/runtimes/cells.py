@@ -55,8 +55,9 @@ class Cell:
     def configuration(self) -> str:
         """Its name in a table."""
         optimisations = {None: "", True: ", optimisations all", False: ", optimisations off"}[self.optimised]
+        door = "" if self.door == "session" else f", {self.door}"
         batch = "" if self.batch is None else f", batch {self.batch}"
-        return f"{self.place}{optimisations}{batch}"
+        return f"{self.place}{door}{optimisations}{batch}"
 
     @property
     def holds(self) -> bool | None:
@@ -81,19 +82,24 @@ class Cell:
         document: dict[str, Any] = {
             "configuration": self.configuration, "status": status, "place": self.place, "door": self.door,
             "provider": self.provider, "optimised": self.optimised, "threads": self.threads, "tf32": self.tf32,
-            "batch": self.batch, "rows": self.rows, "yardstick": self.yardstick,
+            "batch": self.batch, "rows": self.rows, "yardstick": self.yardstick, **self._measurements(),
         }  # fmt: skip
-        if (worst := self.worst) is not None:
-            document |= {
-                "output": worst.output, "folded_rms": worst.folded_rms, "folded_error": worst.folded_error,
-                "unfolded_rms": worst.unfolded_rms, "unfolded_error": worst.unfolded_error, "ratio": worst.ratio,
-                "rms_limit": worst.rms_limit, "error_limit": worst.error_limit,
-                "reference_rms_here": self.reference_rms, "reference_error_here": self.reference_error,
-                "agreeing": self.agreeing, "difference_from_local_run": self.difference,
-            }  # fmt: skip
         if self.sentence():
             document["sentence"] = self.sentence()
         return dict(plain(document))
+
+    def _measurements(self) -> dict[str, Any]:
+        worst = self.worst
+        if worst is None:
+            return {}
+        return {
+            "output": worst.output, "folded_rms": worst.folded_rms, "folded_error": worst.folded_error,
+            "unfolded_rms": worst.unfolded_rms, "unfolded_error": worst.unfolded_error, "ratio": worst.ratio,
+            "scale": worst.scale, "truth_rms": worst.truth_rms, "factor": worst.factor, "unit": worst.unit,
+            "smallest": worst.smallest, "rms_limit": worst.rms_limit, "error_limit": worst.error_limit,
+            "reference_rms_here": self.reference_rms, "reference_error_here": self.reference_error,
+            "agreeing": self.agreeing, "difference_from_local_run": self.difference,
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -192,7 +198,7 @@ class RuntimeMatrix:
         head = f"{good} of {len(present)} cells hold"
         places = list(dict.fromkeys(cell.place for cell in present))
         if places:
-            head += f": {', '.join(places)}"
+            head += f" ({', '.join(places)})"
         sizes = sorted({cell.batch for cell in present if cell.batch is not None})
         if sizes:
             head += f"; batches of {', '.join(map(str, sizes))}"

@@ -41,19 +41,21 @@ def judge(
 def judge_chances(cell: Cell, truth: Answers, yardstick: Answers, folded: Answers, *, output: str) -> Cell:
     """As `judge`, where logits are known by their softmax alone. folded: probabilities, in float64; the rest: logits.
 
-    Softmax halves differences at the least: of its Jacobian diag(p) - p p', symmetric, each row of absolute values sums
-    to 2 p (1 - p) <= 1/2, so that neither the largest element nor the Euclidean norm of a difference keeps more than half.
-    The limits are therefore half of those of the logits. Errors of probabilities themselves are no yardstick: few rows
-    of a confident network have any, and the ratio of two such is luck.
+    Softmax halves differences at the least: each row of its Jacobian diag(p) - p p', which is symmetric, sums to
+    2 p (1 - p) <= 1/2 in absolute value, so that the largest element and the Euclidean norm of a difference both lose
+    half or more. The limits are therefore half of those of the logits. Errors of probabilities themselves are no
+    yardstick: few rows of a confident network have any, and the ratio of two such is luck.
     """
     limit = corner(output, *([batch[output] for batch in side] for side in (truth, yardstick, yardstick)))
-    halved = {
-        name: getattr(limit, name) / 2 for name in ("unfolded_error", "unfolded_rms", "scale", "truth_rms", "smallest")
-    }
     true, before = ([{output: to_chances(batch[output], "logits")} for batch in side] for side in (truth, yardstick))
     found = corner(output, *([batch[output] for batch in side] for side in (true, before, folded)))
-    errors = {"folded_error": found.folded_error, "folded_rms": found.folded_rms, "problem": found.problem}
-    corners = (dataclasses.replace(limit, **halved, **errors),)
+    corners = (
+        dataclasses.replace(
+            limit, unfolded_error=limit.unfolded_error / 2, unfolded_rms=limit.unfolded_rms / 2, scale=limit.scale / 2,
+            truth_rms=limit.truth_rms / 2, smallest=limit.smallest / 2, folded_error=found.folded_error,
+            folded_rms=found.folded_rms, problem=found.problem,
+        ),
+    )  # fmt: skip
     cell = dataclasses.replace(cell, yardstick=SOFTMAX_YARDSTICK)
     return _verdict(cell, corners, true, before, folded, output)
 
@@ -89,7 +91,8 @@ def judge_beside(
         return judged
     beside = judge(dataclasses.replace(cell, yardstick=SAME_YARDSTICK), truth, here, folded, decided=decided)
     if beside.holds is not True:
-        return judged
+        # Where the reference here is no yardstick either, nothing can be told of the fold.
+        return judged if beside.problem else beside
     note = (
         "beyond the limit that the reference sets on the CPU, and within the one that it sets here: this provider is "
         "less exact, the fold is not to blame"

@@ -54,14 +54,12 @@ def check_runtimes(
             cells.append(cell)
             if place == places[0] and cell.optimised and cell.batch is not None and answers:
                 local[cell.batch] = answers
-    served = ServerResult()
-    if url is not None:
-        served = check_server(bundle, url, trials, local, evidence.decided, say)
+    served = check_server(bundle, url, trials, local, evidence.decided, say) if url is not None else ServerResult()
     return RuntimeMatrix(
         cells=(*cells, *served.cells),
         invariances=(*invariances, *served.invariances),
         notes=(*_notes(trials, cells), *served.notes),
-        server=served.to_dict() if url is not None else None,
+        server=served.identity or None,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -18,8 +17,8 @@ from bnfold.errors import BnfoldError, DataError
 from bnfold.parity.runtimes.cells import Cell, Invariance
 from bnfold.parity.runtimes.doors import Entrance, list_entrances
 from bnfold.parity.runtimes.judgement import Answers, distance, invariance, judge, judge_chances
-from bnfold.parity.runtimes.trials import Trials
-from bnfold.remote import Reply, ask
+from bnfold.parity.runtimes.trials import Outputs, Trials
+from bnfold.remote import Reply, ask, printable
 
 Say: TypeAlias = Callable[[str], None]
 
@@ -36,10 +35,6 @@ class ServerResult:
     invariances: tuple[Invariance, ...] = ()
     notes: tuple[str, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready values."""
-        return dict(self.identity)
 
 
 def check_server(
@@ -62,8 +57,8 @@ def check_server(
     invariances: list[Invariance] = []
     digests: set[str] = set()
     for entrance in list_entrances(bundle.manifest):
-        place = dataclasses.replace(blank, place=f"{blank.place}, {entrance.door}", door=entrance.door)
-        say(f"{place.place}: batches of {', '.join(map(str, trials.sizes))}")
+        place = dataclasses.replace(blank, door=entrance.door)
+        say(f"{place.configuration}: batches of {', '.join(map(str, trials.sizes))}")
         visit = _Visit(bundle, base, entrance, place, trials, local, decided)
         cells += visit.cells(digests)
         if entrance.door == "v2 binary":
@@ -120,7 +115,8 @@ def _ports(entries: Any) -> dict[str, tuple[Any, Any]]:
 
 
 def _words(ports: Mapping[str, tuple[Any, Any]]) -> str:
-    return ", ".join(f"{name} {datatype} {shape}" for name, (datatype, shape) in sorted(ports.items()))[:300]
+    words = ", ".join(f"{name} {datatype} {shape}" for name, (datatype, shape) in sorted(ports.items()))
+    return printable(words)[:300]
 
 
 @dataclass(frozen=True)
@@ -168,7 +164,7 @@ class _Visit:
         if all(map(math.isfinite, limits.values())):
             sizes = tuple(self.answers)
             runs = [pair for size in sizes for pair in zip(self.trials.batches[size], self.answers[size], strict=True)]
-            yield invariance(self.place, runs, limits, sizes)
+            yield invariance(dataclasses.replace(self.place, place=self.place.configuration), runs, limits, sizes)
 
     def _ask(self, size: int) -> list[Reply]:
         """One reply a batch, up to the first that is not a success."""
@@ -253,8 +249,7 @@ def _digest_notes(bundle: Bundle, blank: Cell, digests: set[str]) -> tuple[tuple
 
 
 def _shown(url: str) -> str:
-    """The address without a user's name and password."""
-    parts = urllib.parse.urlsplit(url)
-    return (
-        url[:200] if "@" not in parts.netloc else parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()[:200]
-    )
+    """The address for a sentence, without a user's name and password."""
+    scheme, separator, rest = url.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    return printable(f"{scheme}{separator}{authority.rpartition('@')[2]}{slash}{path}")[:200]

@@ -39,8 +39,8 @@ class Trials:
     """The batches by size, what the reference answers to them with optimisations off, and the truth.
 
     yardstick: on the CPU. refused: sizes that the reference itself does not take, with the reason. pool: the rows of
-    the inputs. independent: whether a row's answer is its own, so that it can be compared over batches. fixed: the batch
-    size is the network's.
+    the inputs. independent: whether a row's answer is its own, so that it can be compared over batches. fixed: the
+    network has one batch size.
     """
 
     batches: Mapping[int, tuple[Batch, ...]]
