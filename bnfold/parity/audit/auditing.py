@@ -13,7 +13,7 @@ from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding.onnx_file import to_proto
 from bnfold.parity.audit.comparing import Comparison, compare_graphs
 from bnfold.parity.audit.opening import Opened, inputs_of, open_folded, open_original, paired, specs_of
-from bnfold.parity.audit.report import WEIGHTS, AuditReport, weights_tier
+from bnfold.parity.audit.report import AuditReport, weights_tier
 from bnfold.parity.audit.running import Trial, check_decisions, check_triangle, decided
 from bnfold.parity.report import TierResult
 from bnfold.samples import Samples, load_samples
@@ -61,8 +61,16 @@ def audit(
         tensors=comparison.tensors,
         norms={"taken": comparison.taken, "kept": comparison.kept, "lost": comparison.lost},
         environment=dict(_environment()),
-        notes=() if output is not None else (_NO_DECISION,),
+        notes=tuple(_notes(comparison, output)),
     )
+
+
+def _notes(comparison: Comparison, output: str | None) -> Iterator[str]:
+    if output is None:
+        yield _NO_DECISION
+    if comparison.computed:
+        count = len(comparison.computed)
+        yield f"FOLDED computes {count} weights and biases in its graph; they are judged as ONNX Runtime computes them"
 
 
 def _weights(comparison: Comparison, tiers: Sequence[TierResult]) -> TierResult:

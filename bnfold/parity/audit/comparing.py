@@ -23,6 +23,7 @@ from bnfold.folding.onnx_edits import replay
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.parity.audit.demands import Demand, Demands, demands_of, misplaced
 from bnfold.parity.audit.matching import Matching, match
+from bnfold.parity.audit.settling import settled
 from bnfold.parity.audit.sides import Side, side_of
 from bnfold.parity.audit.verdicts import TensorAudit, judge
 
@@ -34,7 +35,7 @@ class Comparison:
     """What the two graphs say. gaps: places where they are not the same, a sentence each; then nothing is proven.
 
     by: with which moves ORIGINAL had to be folded to look like FOLDED, "" for none. kept, taken, lost: norms by name.
-    reasons: why lost norms cannot be folded.
+    reasons: why lost norms cannot be folded. computed: weights that FOLDED computes in its graph.
     """
 
     tensors: tuple[TensorAudit, ...]
@@ -46,6 +47,7 @@ class Comparison:
     linears: int
     matched: int
     reasons: tuple[str, ...] = ()
+    computed: tuple[str, ...] = ()
 
     @property
     def is_whole(self) -> bool:
@@ -65,19 +67,20 @@ class Comparison:
 
 def compare_graphs(original: ir.Model, folded: ir.Model) -> Comparison:
     """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read."""
-    left, right = side_of(original), side_of(folded)
+    ready, computed = settled(folded)
+    left, right = side_of(original), side_of(ready)
     _check_ends(left, right)
     matching = match(left, right)
     demands = demands_of(left, right, matching)
     first = _judged(left, right, matching, demands, "", None)
     if first.is_whole and not first.wrong:
-        return first
+        return dataclasses.replace(first, computed=computed)
     for moves, other, plan in _folded_sides(left, right, demands, original):
         again = match(other, right)
         found = _judged(other, right, again, demands_of(other, right, again), moves, plan)
         if found.is_whole and (not found.wrong or not first.is_whole):
-            return found
-    return _explained(first, left)
+            return dataclasses.replace(found, computed=computed)
+    return dataclasses.replace(_explained(first, left), computed=computed)
 
 
 def _explained(found: Comparison, left: Side) -> Comparison:
@@ -96,18 +99,15 @@ def _check_ends(left: Side, right: Side) -> None:
     more = Counter(_contents(right)) - Counter(_contents(left))
     fewer = Counter(_contents(left)) - Counter(_contents(right))
     if sum(more.values()) > sum(fewer.values()):
-        raise ParityError(
-            f"FOLDED has {len(right.norms)} norms and ORIGINAL {len(left.norms)}; a fold has fewer; are the two swapped?"
-        )
+        counts = f"FOLDED has {len(right.norms)} norms and ORIGINAL {len(left.norms)}"
+        raise ParityError(f"{counts}, expected fewer in FOLDED, for a fold takes norms away; are the two swapped?")
 
 
 def _contents(side: Side) -> Iterator[object]:
     return (side.content(norm) for norm in side.norms if norm.statistics is not None)
 
 
-def _folded_sides(
-    left: Side, right: Side, demands: Demands, original: ir.Model
-) -> Iterator[tuple[str, Side, Plan]]:
+def _folded_sides(left: Side, right: Side, demands: Demands, original: ir.Model) -> Iterator[tuple[str, Side, Plan]]:
     """ORIGINAL as this package folds it, with the norms kept that FOLDED still has."""
     kept = _still_there(left, right, demands)
     for moves in _MOVES:
@@ -140,9 +140,7 @@ def _blank(expr: Expr, dtype: str) -> Array:
     return np.zeros(expr.shape, ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
 
 
-def _judged(
-    left: Side, right: Side, matching: Matching, demands: Demands, by: str, plan: Plan | None
-) -> Comparison:
+def _judged(left: Side, right: Side, matching: Matching, demands: Demands, by: str, plan: Plan | None) -> Comparison:
     norms = left.norms if plan is None else plan.norms
     tensors = [_with_cause(left, demand, judge(demand, norms), demands) for demand in demands.tensors]
     gaps = [*matching.problems, *demands.gaps]

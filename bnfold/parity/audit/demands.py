@@ -15,7 +15,24 @@ import numpy as np
 
 from bnfold.folding import algebra
 from bnfold.folding.expressions import (
-    ONE, ZERO, Array, Expr, Given, Leaf, Permute, Scalar, Spread, View, add, div, leaves, mul, shape_of, size_of, spread, sub,
+    ONE,
+    ZERO,
+    Array,
+    Expr,
+    Given,
+    Leaf,
+    Permute,
+    Scalar,
+    Spread,
+    View,
+    add,
+    div,
+    leaves,
+    mul,
+    shape_of,
+    size_of,
+    spread,
+    sub,
     view,
 )  # fmt: skip
 from bnfold.folding.facts import Linear, Norm
@@ -70,7 +87,12 @@ def demands_of(left: Side, right: Side, matching: Matching) -> Demands:
     for link in matching.links:
         taken, left_over, kept = _parted(left, right, link)
         found.kept.update({norm.id: norm for norm, _ in kept})
-        key = (link.after.id if link.after else link.right.source, *(n.id for n in taken), 0, *(n.id for n in left_over))
+        key = (
+            link.after.id if link.after else link.right.source,
+            *(n.id for n in taken),
+            0,
+            *(n.id for n in left_over),
+        )
         if key in done:
             continue
         done.add(key)
@@ -92,8 +114,10 @@ def _parted(left: Side, right: Side, link: Link) -> tuple[tuple[Norm, ...], tupl
     """(steps of the original that are gone, steps of the folded one that are new, steps that both have at the end)."""
     before, after = list(link.left.norms), list(link.right.norms)
     kept: list[Both] = []
-    while before and after and (
-        left.content(before[-1]) == right.content(after[-1]) or _is_computed(left, before[-1], after[-1])
+    while (
+        before
+        and after
+        and (left.content(before[-1]) == right.content(after[-1]) or _is_computed(left, before[-1], after[-1]))
     ):
         kept.append((before.pop(), after.pop()))
     return tuple(before), tuple(after), tuple(kept)
@@ -146,7 +170,7 @@ class _Site:
         wanted = self._wanted()
         pieces = list(self._pieces())
         if len(pieces) != len(self.new) + (self.after.bias is not None):
-            self._rescaled(found, wanted)
+            self._rescaled(found)
             return
         found.tensors.append(self._weight(wanted))
         found.tensors.extend(self._biases(wanted, pieces))
@@ -239,7 +263,7 @@ class _Site:
             known += [stored[1].reshape(-1) for stored in found if stored is not None]
         return any(same_bits(part, array) for part in known)
 
-    def _rescaled(self, found: Demands, wanted: Weights) -> None:
+    def _rescaled(self, found: Demands) -> None:
         """The folded network has factors of its own behind the linear: a norm was rewritten, not taken in."""
         plain = weights_of(self.before)
         same = self.before.bias is None or self.after.bias is None or _same(self.before.bias, self.after.bias)
@@ -273,9 +297,7 @@ def misplaced(left: Side, demand: Demand, norm: Norm) -> Expr | None:
 class _Steps:
     """Steps behind what is no linear, or that stay steps."""
 
-    def __init__(
-        self, left: Side, right: Side, link: Link, taken: tuple[Norm, ...], new: tuple[Norm, ...]
-    ) -> None:
+    def __init__(self, left: Side, right: Side, link: Link, taken: tuple[Norm, ...], new: tuple[Norm, ...]) -> None:
         self.left, self.right, self.link, self.taken, self.new = left, right, link, taken, new
 
     def into(self, found: Demands) -> None:
@@ -290,7 +312,8 @@ class _Steps:
             found.gaps.append(f"behind {where} FOLDED has {new} where ORIGINAL has {named}")
             return
         found.taken.update({norm.id: norm for norm in self.taken})
-        scale, shift = ONE, ZERO
+        scale: Expr = ONE
+        shift: Expr = ZERO
         for norm in self.taken:
             scale, shift = mul(norm.scale, scale), add(mul(norm.scale, shift), norm.shift)
         for role, expr in (("scale", scale), ("shift", shift)):

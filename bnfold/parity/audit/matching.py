@@ -57,6 +57,7 @@ class _Walk:
         self.found = Matching()
         self.seen: set[tuple[str, str]] = set()
         self.queue: list[tuple[str, str]] = []
+        self.alike: dict[tuple[str, str], bool] = {}  # nodes by id; one of the folded network may stand for several
         self.hashes = _skeleton(left), _skeleton(right)
         self.inputs = dict(zip(right.graph.inputs, left.graph.inputs, strict=False))
 
@@ -105,16 +106,15 @@ class _Walk:
         if len(outputs[0]) != len(outputs[1]) or outputs[0].index(want) != outputs[1].index(have):
             self._problem(f"{second.label} has other outputs than {first.label}")
             return False
-        known = self.found.pairs.get(second.id)
+        known = self.alike.get((first.id, second.id))
         if known is not None:
-            if known != first.id:
-                self._problem(f"{second.label} is read where {first.label} is, and where '{known}' is")
-            return known == first.id
+            return known
         likeness = compare_nodes(self.left, self.right, first, second)
+        self.alike[first.id, second.id] = not likeness.problem
         if likeness.problem:
             self._problem(likeness.problem)
             return False
-        self.found.pairs[second.id] = first.id
+        self.found.pairs.setdefault(second.id, first.id)
         self.found.stored += [(stored, second) for stored in likeness.stored]
         self.queue.extend(reversed(self._ordered(likeness, second)))
         return True
@@ -161,7 +161,9 @@ def _kind(node: Node) -> str:
         case Linear(window=None):
             return f"dense {node.in_channels} {node.channels}"
         case Linear(window=window) if window is not None:
-            return f"{node.is_transposed} {node.in_channels} {node.channels} {window.kernel} {window.stride} {node.groups}"
+            return (
+                f"{node.is_transposed} {node.in_channels} {node.channels} {window.kernel} {window.stride} {node.groups}"
+            )
         case Carrier():
             return type(node.rule).__name__ + (node.rule.function if hasattr(node.rule, "function") else "")
         case Opaque() | Norm() | Linear():

@@ -6,6 +6,7 @@ where it says everything; anything else attribute by attribute and constant by c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -13,10 +14,21 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from bnfold.folding.carriers import Activation, Concat, Pad, Pool, Reshape, Select, Shuffle, Split, Sum, Transpose, Window
+from bnfold.folding.carriers import (
+    Activation,
+    Concat,
+    Pad,
+    Pool,
+    Reshape,
+    Select,
+    Shuffle,
+    Split,
+    Sum,
+    Transpose,
+)
 from bnfold.folding.expressions import Array, Expr, view
-from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque
-from bnfold.folding.onnx_attributes import integers, text
+from bnfold.folding.facts import Carrier, Dim, Linear, Node, Norm, Opaque
+from bnfold.folding.onnx_attributes import integers, number, text
 from bnfold.folding.onnx_edits import NewTensor
 from bnfold.parity.audit.sides import Side, same_bits
 
@@ -54,7 +66,24 @@ def compare_nodes(left: Side, right: Side, before: Node, after: Node) -> Likenes
             return _reshapes(left, right, before, after)
         case Carrier(), Carrier() if _is_told_by_rule(before, after):
             return Likeness(list(zip(before.inputs, after.inputs, strict=True)))
+        case Carrier(rule=Activation("hardswish")), _ if (source := _hard_swish(right, after)) is not None:
+            return Likeness([(before.inputs[0], source)])
     return _plainly(left, right, before, after)
+
+
+def _hard_swish(side: Side, node: Node) -> str | None:
+    """x of `x * HardSigmoid(x)` with alpha 1/6 and beta 1/2, which is HardSwish-14; None for anything else."""
+    if node.kind != "Mul":
+        return None
+    sources = list(inputs_of(side, node))
+    for source, gate in itertools.permutations(sources, 2) if len(sources) == 2 else ():
+        written = side.nodes.get(gate)
+        if written is None or written.op_type != "HardSigmoid" or written.inputs[0] is None:
+            continue
+        slope, offset = number(written, "alpha", 0.2), number(written, "beta", 0.5)
+        if side.root(written.inputs[0]) == source and abs(slope - 1 / 6) < 1e-8 and offset == 0.5:
+            return source
+    return None
 
 
 def _is_told_by_rule(before: Carrier, after: Carrier) -> bool:
@@ -79,13 +108,14 @@ def _linears(left: Side, right: Side, before: Linear, after: Linear) -> Likeness
     source, pads = before.input, _pads(left, before)
     wanted, found = _signature(before), _signature(after)
     if wanted != found:
-        return Likeness(problem=f"{after.label} {_spelt(found)} stands where {before.label} {_spelt(wanted)} is expected")
+        spelt = f"{before.label} {_spelt(wanted)}"
+        return Likeness(problem=f"{after.label} {_spelt(found)} stands where {spelt} is expected")
     have = _pads(right, after)
     if pads != have:
         border = _border(left, source)
         if border is not None and pads is not None:
             source, wide = border
-            pads = tuple((a + b, c + d) for (a, c), (b, d) in zip(pads, wide, strict=True)) if len(wide) == len(pads) else None
+            pads = tuple((a + b, c + d) for (a, c), (b, d) in zip(pads, wide, strict=False))
     if pads != have:
         return Likeness(problem=f"{after.label} is padded by {have}, {before.label} by {pads}")
     return Likeness([(source, after.input)])
@@ -117,11 +147,10 @@ def _pads(side: Side, linear: Linear) -> tuple[tuple[int, int], ...] | None:
     if window.pads is not None or node is None or linear.is_transposed or len(sizes) != len(window.kernel):
         return window.pads
     mode = text(node, "auto_pad", "NOTSET")
-    return tuple(_same(size, *step, mode) for size, *step in zip(sizes, *_steps(window), strict=True)) if "SAME" in mode else None
-
-
-def _steps(window: Window) -> tuple[tuple[int, ...], ...]:
-    return window.kernel, window.stride, window.dilation
+    if "SAME" not in mode:
+        return None
+    steps = zip(sizes, window.kernel, window.stride, window.dilation, strict=True)
+    return tuple(_same(size, kernel, stride, dilation, mode) for size, kernel, stride, dilation in steps)
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int, mode: str) -> tuple[int, int]:
@@ -162,8 +191,8 @@ def _alike(wanted: tuple[object, ...], found: tuple[object, ...]) -> bool:
     """True when two shapes of the same elements are one: no more than one size is not known."""
     if len(wanted) != len(found):
         return False
-    open_sizes = [at for at, size in enumerate(wanted) if not (isinstance(size, int) and size == found[at])]
-    return len(open_sizes) <= 1 and not any(isinstance(wanted[at], int) and isinstance(found[at], int) for at in open_sizes)
+    unsure = [at for at, size in enumerate(wanted) if not (isinstance(size, int) and size == found[at])]
+    return len(unsure) <= 1 and not any(isinstance(wanted[at], int) and isinstance(found[at], int) for at in unsure)
 
 
 def _unshaped(side: Side, value: str) -> str:
@@ -190,9 +219,15 @@ def passes_by(side: Side, node: Node) -> str | None:
             return source
         case Concat() if len(node.inputs) == 1:
             return source
-        case Select(axes=()):
-            return source
+        case Select(axes):
+            shape = shapes[0] or ()
+            return source if all(_takes_all(shape, axis, indices) for axis, indices in axes) else None
     return None
+
+
+def _takes_all(shape: tuple[Dim, ...], axis: int, indices: tuple[int, ...] | None) -> bool:
+    size = shape[axis] if axis < len(shape) else None
+    return isinstance(size, int) and indices == tuple(range(size))
 
 
 # Anything else
@@ -208,14 +243,24 @@ def _plainly(left: Side, right: Side, before: Node, after: Node) -> Likeness:
     if _has_subgraph(first) or _body(left, first) != _body(right, second):
         return Likeness(problem=f"{_label(after)} has a subgraph or a function of its own, which is not looked into")
     found = Likeness()
-    for want, have in zip(_inputs(first), _inputs(second), strict=False):
+    wanted, had = _inputs(first), _inputs(second)
+    if first.op_type in COMMUTATIVE and len(wanted) == len(had) == 2 and _is_turned(left, right, wanted, had):
+        had = had[::-1]
+    for want, have in zip(wanted, had, strict=False):
         if (want is None) != (have is None):
             return Likeness(problem=f"{labels}, with other inputs")
         if want is not None and have is not None and not _same_input(left, right, want, have, found):
             return Likeness(problem=f"{labels}, with another constant '{have.name}'")
-    if len(_inputs(first)) != len(_inputs(second)):
+    if len(wanted) != len(had):
         return Likeness(problem=f"{labels}, with other inputs")
     return found
+
+
+def _is_turned(left: Side, right: Side, wanted: list[ir.Value | None], had: list[ir.Value | None]) -> bool:
+    """True where a constant and a value change places."""
+    first = [value is not None and left.constant(value) is not None for value in wanted]
+    second = [value is not None and right.constant(value) is not None for value in had]
+    return first != second and first == second[::-1]
 
 
 def _has_subgraph(node: ir.Node) -> bool:
@@ -236,7 +281,7 @@ def _same_input(left: Side, right: Side, want: ir.Value, have: ir.Value, found: 
     stored, array = left.constants.stored(want), right.constant(have)
     if stored is not None and stored.name in left.made and array is not None:
         new = left.made[stored.name]
-        if array.size != stored.load().size:
+        if array.size != stored.load().size or right.constants.stored(have) is None:
             return False
         found.stored.append(Stored(str(have.name), array, new, view(new.expr, array.shape)))
         return True

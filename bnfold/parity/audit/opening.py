@@ -81,9 +81,7 @@ def _examples(original: Opened) -> tuple[Any, ...]:
         if -1 in spec.shape[1:]:
             raise ParityError(f"input '{spec.name}' is {list(spec.shape)}: give example_inputs to export FOLDED with")
     shapes = [tuple(2 if size < 0 else size for size in spec.shape) for spec in specs]
-    return tuple(
-        torch.from_numpy(np.zeros(shape, spec.dtype)) for shape, spec in zip(shapes, specs, strict=True)
-    )
+    return tuple(torch.from_numpy(np.zeros(shape, spec.dtype)) for shape, spec in zip(shapes, specs, strict=True))
 
 
 def _plain(model: ir.Model) -> ir.Model:
@@ -123,15 +121,19 @@ def paired(original: Sequence[TensorSpec], folded: Sequence[TensorSpec], what: s
     if {spec.name for spec in original} == by_name.keys():
         folded = [by_name[spec.name] for spec in original]
     for want, have in zip(original, folded, strict=True):
-        fits = not want.shape or not have.shape or len(want.shape) == len(have.shape) and all(
-            a == b or -1 in (a, b) for a, b in zip(want.shape, have.shape, strict=True)
-        )
-        if want.dtype != have.dtype or not fits:
+        if want.dtype != have.dtype or not _fits(want.shape, have.shape):
             raise ParityError(
                 f"the {what} {_spelt([have])} of FOLDED stands where ORIGINAL has {_spelt([want])}; "
                 "expected the same dtype and shape: they are not one network"
             )
     return {want.name: have.name for want, have in zip(original, folded, strict=True)}
+
+
+def _fits(want: Sequence[int], have: Sequence[int]) -> bool:
+    """True where no known size contradicts another."""
+    if not want or not have:
+        return True
+    return len(want) == len(have) and all(a == b or -1 in (a, b) for a, b in zip(want, have, strict=True))
 
 
 def _spelt(specs: Sequence[TensorSpec]) -> str:

@@ -47,9 +47,7 @@ def room_of(expr: Expr, form: Format) -> Room:
     with np.errstate(all="ignore"):
         found = Run(expr, None, _InRoundings(math.ldexp(1.0, form.least_exponent)), {}, Source()).whole()
     count = found.count + 1 if found.count else 0.0
-    return Room(
-        np.asarray(found.value, np.float64), np.asarray(found.size, np.float64), math.ceil(count)
-    )
+    return Room(np.asarray(found.value, np.float64), np.asarray(found.size, np.float64), math.ceil(count))
 
 
 class _InRoundings:

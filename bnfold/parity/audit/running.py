@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bnfold.bundle.manifest import TensorSpec
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.decisions import decide
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.triangle import Corner, compare, worst_corner
@@ -129,7 +129,8 @@ def check_decisions(trial: Trial, output: str) -> TierResult:
         truth = np.concatenate([batch[output] for batch in trial.truth])
         noise = next((2 * corner.error_limit for corner in trial.corners if corner.output == output), 0.0)
         if before.shape != after.shape:
-            raise BnfoldError(f"output '{output}' has shape {list(after.shape)} in FOLDED; expected {list(before.shape)}")
+            shape = f"shape {list(after.shape)} in FOLDED"
+            raise ParityError(f"output '{output}' has {shape}; expected {list(before.shape)}, as ORIGINAL gives")
         found = decide(before, after, _labels(trial), noise=noise, truth=lambda rows: np.asarray(truth[rows]))
     except BnfoldError as problem:
         return TierResult("T4", DECISIONS, "cannot tell", "could not be carried out", {}, (str(problem),))

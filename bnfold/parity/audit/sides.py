@@ -15,7 +15,19 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.folding import algebra, onnx_graph, onnx_shapes
-from bnfold.folding.expressions import Array, Expr, Leaf, operands, size_of, spread, view
+from bnfold.folding.expressions import (
+    Array,
+    Expr,
+    Given,
+    Join,
+    Leaf,
+    Op,
+    Scalar,
+    operands,
+    size_of,
+    spread,
+    view,
+)  # fmt: skip
 from bnfold.folding.facts import Graph, Linear, Node, Norm
 from bnfold.folding.onnx_clone import clone_of, unlist_constants
 from bnfold.folding.onnx_constants import Constants
@@ -75,7 +87,8 @@ class Side:
         norms: list[Norm] = []
         node = self.producer(value)
         while isinstance(node, Norm) and is_affine(node):
-            norms.append(node)
+            if not _is_nothing(node):
+                norms.append(node)
             value = node.input
             node = self.producer(value)
         return Chain(value, tuple(reversed(norms)))
@@ -141,6 +154,14 @@ def is_affine(norm: Norm) -> bool:
     return norm.is_elementwise or norm.statistics is not None
 
 
+def _is_nothing(norm: Norm) -> bool:
+    """True for `0 + x` and `1 * x`, with which some networks begin a sum."""
+    if not norm.is_elementwise or size_of(norm.scale) > 1 or size_of(norm.shift) > 1:
+        return False
+    scale, shift = algebra.magnitude(norm.scale), algebra.magnitude(norm.shift)
+    return bool((scale == 1).all() and (shift == 0).all())
+
+
 def same_bits(left: Array, right: Array) -> bool:
     """True for one dtype, one shape, the same bits."""
     if left.dtype != right.dtype or left.shape != right.shape:
@@ -165,9 +186,11 @@ def _bytes(expr: Expr) -> bytes:
 
 
 def _with_operands(expr: Expr, parts: tuple[Expr, ...]) -> Expr:
-    names = {item.name for item in dataclasses.fields(expr)}
-    if "args" in names:
-        return dataclasses.replace(expr, args=parts)  # type: ignore[call-arg]
-    if "parts" in names:
-        return dataclasses.replace(expr, parts=parts)  # type: ignore[call-arg]
-    return dataclasses.replace(expr, of=parts[0])  # type: ignore[call-arg]
+    match expr:
+        case Op():
+            return dataclasses.replace(expr, args=parts)
+        case Join():
+            return dataclasses.replace(expr, parts=parts)
+        case Scalar() | Leaf() | Given():
+            return expr
+    return dataclasses.replace(expr, of=parts[0])

@@ -1,0 +1,137 @@
+"""Real folds by other tools under `bnfold audit`: the figures of docs/audit.md, and the files of its tests.
+
+    python benchmarks/audit_peers.py figures --networks 40    each tool that is installed on random networks
+    python benchmarks/audit_peers.py files FOLDER             small networks and what each tool makes of them
+
+It imports no torch but for PyTorch's own tools. `figures` adds its rows to benchmarks/results/audit_peers.json, so that
+it may be run in several environments, one after the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from audited import networks  # noqa: E402 - the path is set above
+from speed.tools import TOOLS  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "audit_peers.json"
+ONNX_TOOLS = ("onnxslim", "onnxsim", "onnxoptimizer", "onnxscript", "onnxruntime")
+TORCH_TOOLS = ("torch_fusion", "torch_fx", "torch_export")
+
+Fold = Callable[[bytes], bytes]
+
+
+def version(tool: str) -> str:
+    """The version of a tool, "" where it is not installed."""
+    packages = ("onnxruntime", "onnxruntime-gpu") if tool == "onnxruntime" else (tool.partition("_")[0],)
+    for package in packages:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return ""
+
+
+def write_files(folder: Path) -> None:
+    """Small networks, right and wrong folds of them, and made.json with versions and hashes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    record: dict[str, Any] = {"tools": {tool: version(tool) for tool in ONNX_TOOLS}, "files": {}}
+    for name, make in {**networks.RIGHT, **networks.WRONG}.items():
+        model = make(networks.Builder(seed=len(name), width=8))
+        data = model.SerializeToString()
+        _write(folder, f"{name}.onnx", data, record)
+        for tool in ONNX_TOOLS:
+            if not version(tool) or (name in networks.WRONG and tool != networks.WRONG_TOOL[name]):
+                continue
+            _write(folder, f"{name}.{tool}.onnx", TOOLS[tool](data), record)
+    (folder / "made.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+
+
+def _write(folder: Path, name: str, data: bytes, record: dict[str, Any]) -> None:
+    (folder / name).write_bytes(data)
+    record["files"][name] = hashlib.sha256(data).hexdigest()
+
+
+def figures(count: int) -> None:
+    """Audit each installed tool on random networks, and add what was found to the results."""
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for tool in (*ONNX_TOOLS, *TORCH_TOOLS):
+        if not version(tool) or (tool in TORCH_TOOLS and importlib.util.find_spec("torch") is None):
+            continue
+        known[tool] = _row(tool, count)
+        print(tool, json.dumps(known[tool]))
+    RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
+def _row(tool: str, count: int) -> dict[str, Any]:
+    import bnfold
+
+    row: dict[str, Any] = {
+        "version": version(tool), "networks": 0, "norms_taken": 0, "norms_kept": 0, "tensors": 0, "nearest": 0,
+        "consistent": 0, "wrong": 0, "not_matched": 0, "t3_fails": 0, "weights_ulp": 0.0, "biases_ulp": 0.0,
+        "share_of_bound": 0.0, "t3_ratio": 0.0, "seconds": 0.0, "machine": platform.machine(),
+    }  # fmt: skip
+    for folded, original, example in _folds(tool, count):
+        start = time.perf_counter()
+        report = bnfold.audit(folded, original, **({} if example is None else {"example_inputs": example}))
+        row["seconds"] += time.perf_counter() - start
+        changed = [tensor for tensor in report.tensors if tensor.verdict != "unchanged"]
+        row["networks"] += 1
+        row["norms_taken"] += len(report.norms["taken"])
+        row["norms_kept"] += len(report.norms["kept"])
+        row["tensors"] += len(changed)
+        row["nearest"] += sum(tensor.verdict == "nearest" for tensor in changed)
+        row["consistent"] += sum(tensor.verdict == "consistent with rounding" for tensor in changed)
+        row["wrong"] += len(report.wrong)
+        row["not_matched"] += report.tier("T1").status == "cannot tell"
+        row["t3_fails"] += report.tier("T3").status != "holds"
+        row["weights_ulp"] = max(row["weights_ulp"], report.worst_ulp("weight"))
+        row["biases_ulp"] = max(row["biases_ulp"], report.worst_ulp("bias"))
+        row["share_of_bound"] = max([row["share_of_bound"], *(tensor.share for tensor in changed)])
+        row["t3_ratio"] = max(row["t3_ratio"], report.tier("T3").summary["ratio"])
+    return row
+
+
+def _folds(tool: str, count: int) -> Iterator[tuple[Any, Any, Any]]:
+    """(folded, original, example inputs) for random networks."""
+    if tool in TORCH_TOOLS:
+        from audited import torch_networks
+
+        yield from torch_networks.folds(tool, count)
+        return
+    for seed in range(count):
+        make = list(networks.RIGHT.values())[seed % len(networks.RIGHT)]
+        model = make(networks.Builder(seed=seed, width=64))
+        yield onnx.load_from_string(TOOLS[tool](model.SerializeToString())), model, None
+
+
+def main() -> None:
+    """One of the two steps."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    steps = parser.add_subparsers(dest="step", required=True)
+    steps.add_parser("files").add_argument("folder", type=Path)
+    steps.add_parser("figures").add_argument("--networks", type=int, default=40)
+    options = parser.parse_args()
+    if options.step == "files":
+        write_files(options.folder)
+    else:
+        figures(options.networks)
+
+
+if __name__ == "__main__":
+    main()
