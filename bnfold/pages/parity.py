@@ -194,7 +194,7 @@ def _section(tier: _Tier) -> Iterator[str]:
     if decided:
         yield from margins(tier.summary)
     yield facts(
-        (words(str(key)), shown(value, str(key)))
+        (words(str(key), tier.tier), shown(value, str(key)))
         for key, value in tier.summary.items()
         if not (decided and key in TOLD)
     )

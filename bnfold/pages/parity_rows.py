@@ -110,7 +110,7 @@ def worst_at(row: Judged) -> Iterator[str]:
         more = f" and {count - _CHANNELS:,.0f} more" if count > _CHANNELS else ""
         yield f"wrong in channel{'s' if count > 1 else ''} {shown(wrong[:_CHANNELS])}{more}"
     place = [f"at [{shown(index)}]"] if index else []
-    place += [] if channel is None else [f"in channel {shown(channel)}"]
+    place += [] if channel is None or wrong else [f"in channel {shown(channel)}"]
     if place:
         yield f"worst {' '.join(place)}"
     if cause := text_in(row.row, "cause"):

@@ -82,6 +82,15 @@ SHARES = frozenset(
 """Fields that are shares of one, shown in percent."""
 
 
-def words(field: str) -> str:
-    """What a field is called on the page."""
-    return WORDS.get(field) or field.replace("_", " ")
+_IN_TIER: Mapping[tuple[str, str], str] = {
+    ("T1", "worst_ulp"): "worst distance, in ulp",
+    ("T5", "worst_ratio"): "worst folded / unfolded, rms",
+    ("T5", "absent"): "places not present",
+    ("T5", "batch_difference"): "largest difference over batches",
+    ("T5", "batch_difference_ulp"): "the same in ulp",
+}
+
+
+def words(field: str, tier: str = "") -> str:
+    """What a field is called on the page. tier: whose summary it is in, if it is in one."""
+    return _IN_TIER.get((tier, field)) or WORDS.get(field) or field.replace("_", " ")

@@ -1,0 +1,171 @@
+"""The published schema against real documents, and these against the schema: neither says more than the other."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+from parity_networks import small_cnn
+
+from bnfold.build import build_bundle
+from bnfold.parity import ParityReport, TierResult, verify
+from bnfold.parity.report import SCHEMA_VERSION
+from bnfold.parity.schema import load_schema
+
+DESCRIBED = ("T0", "T1", "T2", "T3", "T3b", "T4")
+
+
+def errors(document: dict[str, Any]) -> list[str]:
+    found = jsonschema.Draft202012Validator(load_schema()).iter_errors(document)
+    return [f"{error.json_path}: {error.message}" for error in found]
+
+
+def undocumented(document: dict[str, Any]) -> Iterator[str]:
+    """Fields of a document that the schema does not describe, in the document, its tiers, their numbers and rows."""
+    schema = load_schema()
+    parts = schema["$defs"]
+    yield from (key for key in document if key not in schema["properties"])
+    for tier in document["tiers"]:
+        name = tier["tier"]
+        yield from (f"{name}.{key}" for key in tier if key not in parts["tier"]["properties"])
+        numbers = parts[f"{name}_summary"]["properties"]
+        yield from (f"{name}.summary.{key}" for key in tier["summary"] if key not in numbers)
+        if f"{name}_row" in parts:
+            fields = parts[f"{name}_row"]["properties"]
+            yield from (f"{name}.details.{key}" for row in tier["details"] for key in row if key not in fields)
+
+
+@pytest.fixture
+def broken(folder: Path, mend: Any) -> Path:
+    """A bundle with one channel of the folded model changed, and every hash mended."""
+    model = onnx.load(folder / "model.onnx")
+    changed = next(one for one in model.graph.initializer if one.name.endswith(".folded") and len(one.dims) == 4)
+    values = numpy_helper.to_array(changed).copy()
+    values[0] *= np.float32(1.5)
+    changed.CopyFrom(numpy_helper.from_array(values, changed.name))
+    onnx.save(model, folder / "model.onnx")
+    mend(folder)
+    return folder
+
+
+def test_the_schema_is_one_and_has_the_version_of_the_report() -> None:
+    schema = load_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    assert schema["$id"].endswith(f":{SCHEMA_VERSION}")
+
+
+def test_every_field_has_a_description() -> None:
+    def bare(part: Any, path: str) -> Iterator[str]:
+        if isinstance(part, dict):
+            for name, field in part.get("properties", {}).items():
+                if isinstance(field, dict) and not field.get("description") and "enum" not in field:
+                    yield f"{path}.{name}"
+            for key, value in part.items():
+                if key not in ("if", "then"):
+                    yield from bare(value, f"{path}.{key}")
+        elif isinstance(part, list):
+            for at, value in enumerate(part):
+                yield from bare(value, f"{path}[{at}]")
+
+    schema = load_schema()
+    del schema["$defs"]["tier"]["allOf"]  # these only refer
+    assert list(bare(schema, "")) == []
+
+
+def test_a_document_of_a_bundle_that_holds_is_valid_and_described(pristine: Path) -> None:
+    document = verify(pristine).to_dict()
+    assert document["holds"] is True
+    assert errors(document) == []
+    assert list(undocumented(document)) == []
+    assert set(DESCRIBED) <= {tier["tier"] for tier in document["tiers"]}
+    stored = json.loads((pristine / "parity.json").read_text())
+    assert errors(stored) == []
+
+
+def test_a_document_of_a_bundle_that_fails_is_valid_and_described(broken: Path) -> None:
+    document = verify(broken).to_dict()
+    assert document["holds"] is False
+    assert errors(document) == []
+    assert list(undocumented(document)) == []
+
+
+def test_a_document_that_cannot_tell_is_valid(tmp_path: Path) -> None:
+    onnx.save(small_cnn(), tmp_path / "net.onnx")
+    data = np.random.default_rng(2).random((4, 1, 8, 8)).astype(np.float32), None
+    bundle = build_bundle(tmp_path / "net.onnx", tmp_path / "models" / "net", data=data, output_kind="raw")
+    document = verify(bundle, tiers=("T0", "T4")).to_dict()
+    assert document["holds"] is None
+    assert errors(document) == []
+    assert list(undocumented(document)) == []
+
+
+def test_numbers_that_are_not_finite_are_valid_as_null(broken: Path) -> None:
+    model = onnx.load(broken / "model.onnx")
+    changed = next(one for one in model.graph.initializer if one.name.endswith(".folded") and len(one.dims) == 4)
+    values = numpy_helper.to_array(changed).copy()
+    values[0] = np.nan
+    changed.CopyFrom(numpy_helper.from_array(values, changed.name))
+    onnx.save(model, broken / "model.onnx")
+    document = verify(broken).to_dict()
+    assert any(row["worst_ulp"] is None for row in document["tiers"][1]["details"])
+    assert errors(document) == []
+
+
+def test_the_command_writes_what_the_schema_describes(pristine: Path) -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "bnfold", "verify", str(pristine), "--json"], capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert errors(json.loads(ran.stdout)) == []
+
+
+def test_tiers_and_rows_that_are_not_known_are_allowed() -> None:
+    tier = TierResult("T9", "of the future", "holds", "h", {"anything": [1]}, (), ({"what": {"ever": math.pi}},))
+    document = ParityReport("net", 1, (tier,)).to_dict()
+    document["of the future"] = True
+    assert errors(document) == []
+    assert next(undocumented({**document, "tiers": []})) == "of the future"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schema_version",), 2),
+        (("holds",), "yes"),
+        (("tiers", 1, "status"), "passes"),
+        (("tiers", 1, "summary", "tensors"), -1),
+        (("tiers", 1, "summary", "worst_ulp"), "0.5"),
+        (("tiers", 1, "details", 0, "not_nearest"), None),
+        (("tiers", 2, "details", 0, "bad"), 0.5),
+        (("tiers", 3, "details", 0, "folded_rms"), -1.0),
+        (("tiers", 5, "summary", "agreement"), 1.5),
+    ],
+)
+def test_documents_that_are_wrong_are_not_valid(pristine: Path, path: tuple[Any, ...], value: object) -> None:
+    document = copy.deepcopy(verify(pristine).to_dict())
+    place: Any = document
+    for step in path[:-1]:
+        place = place[step]
+    assert path[-1] in place if isinstance(place, dict) else True
+    place[path[-1]] = value
+    assert errors(document) != []
+
+
+@pytest.mark.parametrize("level", ["document", "tier", "summary"])
+def test_a_field_that_the_schema_does_not_describe_is_seen(pristine: Path, level: str) -> None:
+    document = verify(pristine, tiers=("T0",)).to_dict()
+    tier = document["tiers"][0]
+    {"document": document, "tier": tier, "summary": tier["summary"]}[level]["new"] = 1
+    assert [name.rpartition(".")[2] for name in undocumented(document)] == ["new"]
