@@ -1,0 +1,47 @@
+"""The worst input by gradient ascent, where torch is there and knows the graph. Imports no torch by itself."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+
+import numpy as np
+
+from bnfold.errors import ParityError
+from bnfold.parity.exact import FORMATS
+from bnfold.parity.rerounding import rerounded
+from bnfold.parity.worst import NULLS, Climb, Clock, Ground, Sought, in_batches, keep_largest
+
+
+def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
+    """Climb on the difference, on the difference by the margin, and between re-rounded copies.
+
+    Raises ParityError where an input has no gradient, torch is missing, or the graph is not known to it.
+    """
+    if any(array.dtype.name not in FORMATS for array in ground.starts.values()):
+        raise ParityError("an input of integers has no gradient")
+    if importlib.util.find_spec("torch") is None:
+        raise ParityError("torch is not installed")
+    # By its name: nothing that imports this module, a server least of all, is to depend on torch.
+    engine = importlib.import_module("bnfold.parity.search_torch")
+    pair = ground.pair
+    reference, folded = engine.graphs(pair.reference, pair.folded)
+    climb = functools.partial(engine.gradient_search, starts=ground.starts, ranges=ground.ranges)
+    share = 0.8 / ground.parts
+    clock.say("worst input: gradient ascent on the difference")
+    found = climb(folded, reference, steps=steps, deadline=clock.at(share))
+    rows = [ground.cast(found.inputs)]
+    if pair.decided is not None:
+        clock.say("worst input: gradient ascent on the difference by the margin")
+        deadline = clock.at(2 * share)
+        rows.append(ground.cast(climb(folded, reference, steps=steps, decided=pair.decided, deadline=deadline).inputs))
+    sought: Sought = {}
+    for number in range(NULLS):
+        clock.say(f"worst input: the same ascent against re-rounded copy {number + 1} of {NULLS}")
+        (copy,) = engine.graphs(rerounded(pair.folded, seed + number))
+        inputs = climb(copy, folded, steps=found.steps).inputs
+        keep_largest(sought, copy.truth(inputs), folded.truth(inputs))
+    every = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
+    truth = functools.partial(in_batches, reference.truth, batch=pair.batch)
+    return Climb("gradient", every, sought, found.steps, truth)
