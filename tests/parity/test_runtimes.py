@@ -307,6 +307,14 @@ def test_a_row_that_differs_within_the_limit_is_told_and_holds() -> None:
     assert RuntimeMatrix((Cell("here"),), (found,)).holds is True
 
 
+def test_rounding_of_a_number_near_zero_is_not_many_ulp() -> None:
+    batch = Batch({}, np.array([0]))
+    runs = [(batch, {"y": np.array([[1.0, tiny]], np.float32)}) for tiny in (1e-9, -1e-9)]
+    found = invariance(Cell("here"), runs, {"y": 1e-6}, (1, 2))
+    assert 0 < found.ulp < 0.02
+    assert 1e-9 < found.difference < 3e-9
+
+
 @pytest.mark.parametrize("value", [1.001, math.nan, math.inf])
 def test_a_row_that_differs_beyond_the_limit_fails(value: float) -> None:
     found = invariance(Cell("here"), placed([[0, 1.0], [0, value]]), {"y": 1e-6}, (1, 2))

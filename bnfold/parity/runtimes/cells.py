@@ -106,7 +106,7 @@ class Cell:
 class Invariance:
     """How much a row of the folded model depends on its batch: over batch sizes, and positions in them.
 
-    difference: the largest of an element; ulp: the largest in units of the last place of the larger of the two. limit:
+    difference: the largest of an element; ulp: the same in units of the last place of the row's largest output. limit:
     the error that T3 allows; a difference beyond it fails, a smaller one is only told.
     """
 

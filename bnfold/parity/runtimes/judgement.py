@@ -122,8 +122,9 @@ def invariance(
         for batch, outputs in runs:
             for at, row in enumerate(batch.index.tolist()):
                 base = first.setdefault(row, outputs[name][at])
-                difference, units = distance(base, outputs[name][at])
-                apart, ulp = max(apart, difference), max(ulp, units)
+                difference, _ = distance(base, outputs[name][at])
+                apart = max(apart, difference)
+                ulp = max(ulp, difference / _spacing(base) if difference else 0.0)
         seen |= first.keys()
         # The output that is nearest to its limit, or furthest beyond it, speaks for all.
         if math.isnan(limit) or apart * limit > worst * limits[name]:
@@ -152,6 +153,19 @@ def distance(left: Array, right: Array) -> tuple[float, float]:
     _, exponents = np.frexp(np.maximum(np.abs(first), np.abs(second)))
     units = difference / np.ldexp(1.0, np.maximum(exponents - 1, form.least_exponent) - form.bits + 1)
     return float(difference.max()), float(units.max())
+
+
+def _spacing(row: Array) -> float:
+    """One ulp of the largest number of a row; 1 for integers.
+
+    Of that, not of each number: one that is zero but for rounding would turn rounding into millions of ulp.
+    """
+    form = FORMATS.get(row.dtype.name)
+    if form is None:
+        return 1.0
+    wide = np.abs(row.astype(np.float64))
+    largest = float(wide[np.isfinite(wide)].max(initial=0.0))
+    return math.ldexp(1.0, max(math.frexp(largest)[1] - 1, form.least_exponent) - form.bits + 1)
 
 
 def _in_tf32(found: Corner) -> Corner:
