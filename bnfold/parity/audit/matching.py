@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque, written_by
-from bnfold.parity.audit.nodes import COMMUTATIVE, Likeness, Stored, compare_nodes, inputs_of, passes_by
-from bnfold.parity.audit.sides import Chain, Side
+from bnfold.parity.audit.nodes import COMMUTATIVE, Likeness, Stored, compare_nodes, inputs_of
+from bnfold.parity.audit.sides import Chain, Side, is_affine
 
 
 @dataclass(frozen=True)
@@ -74,24 +74,8 @@ class _Walk:
     def _values(self, want: str, have: str) -> None:
         before, after = self.left.chain(want), self.right.chain(have)
         first, second = self.left.producer(before.source), self.right.producer(after.source)
-        if isinstance(first, Carrier) and not self._alike(before.source, after.source):
-            passed = passes_by(self.left, first)
-            if passed is not None:
-                self._values(*self._past(passed, before, have))
-                return
-        if isinstance(second, Carrier) and not self._alike(before.source, after.source):
-            passed = passes_by(self.right, second)
-            if passed is not None and not after.norms:
-                self.queue.append((want, passed))
-                return
         if self._sources(before.source, after.source, first, second):
             self.found.links.append(Link(before, after, first, second))
-
-    def _past(self, passed: str, chain: Chain, have: str) -> tuple[str, str]:
-        """Behind a node that does nothing the walk goes on; affine steps behind it stay where they are."""
-        if chain.norms:
-            self.found.problems.append(f"affine steps stand behind a node that does nothing, before '{have}'")
-        return passed, have
 
     def _alike(self, want: str, have: str) -> bool:
         return self.hashes[0].get(want) == self.hashes[1].get(have)
@@ -142,11 +126,9 @@ def _skeleton(side: Side) -> dict[str, str]:
     found: dict[str, str] = {name: f"input {at}" for at, name in enumerate(side.graph.inputs)}
     for node in side.graph.nodes:
         inputs = [found.get(value, "") for value in inputs_of(side, node)]
-        if isinstance(node, Norm) and not node.parameters:
-            found[node.output] = inputs[0]
-            continue
-        if isinstance(node, Carrier) and (node.kind == "Pad" or passes_by(side, node) is not None):
-            found[node.outputs[0]] = inputs[0]
+        is_step = isinstance(node, Norm) and is_affine(node)
+        if is_step or node.kind == "Pad" or side.passed(node) is not None:
+            found[written_by(node)[0]] = inputs[0] if inputs else ""
             continue
         if node.kind in COMMUTATIVE:
             inputs.sort()

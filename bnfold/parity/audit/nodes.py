@@ -27,7 +27,7 @@ from bnfold.folding.carriers import (
     Transpose,
 )
 from bnfold.folding.expressions import Array, Expr, view
-from bnfold.folding.facts import Carrier, Dim, Linear, Node, Norm, Opaque
+from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque
 from bnfold.folding.onnx_attributes import integers, number, text
 from bnfold.folding.onnx_edits import NewTensor
 from bnfold.parity.audit.sides import Side, same_bits
@@ -64,6 +64,8 @@ def compare_nodes(left: Side, right: Side, before: Node, after: Node) -> Likenes
             return _linears(left, right, before, after)
         case Carrier(rule=Reshape()), Carrier(rule=Reshape()):
             return _reshapes(left, right, before, after)
+        case Carrier(rule=Concat(axis)), Carrier(rule=Concat(other)) if axis == other:
+            return _concats(left, right, before, after)
         case Carrier(), Carrier() if _is_told_by_rule(before, after):
             return Likeness(list(zip(before.inputs, after.inputs, strict=True)))
         case Carrier(rule=Activation("hardswish")), _ if (source := _hard_swish(right, after)) is not None:
@@ -204,30 +206,24 @@ def _unshaped(side: Side, value: str) -> str:
     return value
 
 
-def passes_by(side: Side, node: Node) -> str | None:
-    """What a node hands on unchanged; None for one that does something."""
-    if not isinstance(node, Carrier):
-        return None
-    source = node.inputs[0]
-    shapes = side.graph.shapes.get(source), side.graph.shapes.get(node.outputs[0])
-    match node.rule:
-        case Reshape() if shapes[0] is not None and shapes[0] == shapes[1]:
-            return source if sum(size is None for size in shapes[0]) <= 1 else None
-        case Transpose(perm) if perm == tuple(range(len(perm))):
-            return source
-        case Pad(axes=()):
-            return source
-        case Concat() if len(node.inputs) == 1:
-            return source
-        case Select(axes):
-            shape = shapes[0] or ()
-            return source if all(_takes_all(shape, axis, indices) for axis, indices in axes) else None
-    return None
+def _concats(left: Side, right: Side, before: Carrier, after: Carrier) -> Likeness:
+    first, second = _joined(left, before), _joined(right, after)
+    if len(first) != len(second):
+        return Likeness(problem=f"{after.label} joins {len(second)} values, {before.label} {len(first)}")
+    return Likeness(list(zip(first, second, strict=True)))
 
 
-def _takes_all(shape: tuple[Dim, ...], axis: int, indices: tuple[int, ...] | None) -> bool:
-    size = shape[axis] if axis < len(shape) else None
-    return isinstance(size, int) and indices == tuple(range(size))
+def _joined(side: Side, node: Carrier) -> list[str]:
+    """What is joined in the end where one of the values is joined itself, along the same axis."""
+    found: list[str] = []
+    for value in node.inputs:
+        chain = side.chain(value)
+        inner = side.producer(chain.source)
+        if not chain.norms and isinstance(inner, Carrier) and inner.rule == node.rule:
+            found += _joined(side, inner)
+        else:
+            found.append(value)
+    return found
 
 
 # Anything else

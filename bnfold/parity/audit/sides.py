@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.folding import algebra, onnx_graph, onnx_shapes
+from bnfold.folding.carriers import Concat, Pad, Reshape, Select, Transpose
 from bnfold.folding.expressions import (
     Array,
     Expr,
@@ -28,7 +29,7 @@ from bnfold.folding.expressions import (
     spread,
     view,
 )  # fmt: skip
-from bnfold.folding.facts import Graph, Linear, Node, Norm
+from bnfold.folding.facts import Carrier, Dim, Graph, Linear, Node, Norm
 from bnfold.folding.onnx_clone import clone_of, unlist_constants
 from bnfold.folding.onnx_constants import Constants
 from bnfold.folding.onnx_edits import NewTensor
@@ -86,12 +87,26 @@ class Side:
         """The affine steps before a reader of a value."""
         norms: list[Norm] = []
         node = self.producer(value)
-        while isinstance(node, Norm) and is_affine(node):
-            if not _is_nothing(node):
+        while True:
+            passed = None if node is None else self.passed(node)
+            if passed is not None:
+                value = passed
+            elif isinstance(node, Norm) and is_affine(node):
                 norms.append(node)
-            value = node.input
+                value = node.input
+            else:
+                break
             node = self.producer(value)
         return Chain(value, tuple(reversed(norms)))
+
+    def passed(self, node: Node) -> str | None:
+        """What a node hands on unchanged; None for one that does something."""
+        if isinstance(node, Norm):
+            return node.input if _is_nothing(node) else None
+        if not isinstance(node, Carrier):
+            return None
+        shapes = self.graph.shapes.get(node.inputs[0]), self.graph.shapes.get(node.outputs[0])
+        return node.inputs[0] if _does_nothing(node, *shapes) else None
 
     def constant(self, value: ir.Value) -> Array | None:
         """The numbers of a constant, in float64 where the graph computes them; None for what is none."""
@@ -156,10 +171,33 @@ def is_affine(norm: Norm) -> bool:
 
 def _is_nothing(norm: Norm) -> bool:
     """True for `0 + x` and `1 * x`, with which some networks begin a sum."""
-    if not norm.is_elementwise or size_of(norm.scale) > 1 or size_of(norm.shift) > 1:
+    if not norm.is_elementwise or norm.refusal or size_of(norm.scale) > 1 or size_of(norm.shift) > 1:
         return False
     scale, shift = algebra.magnitude(norm.scale), algebra.magnitude(norm.shift)
     return bool((scale == 1).all() and (shift == 0).all())
+
+
+Sizes = tuple[Dim, ...]
+
+
+def _does_nothing(node: Carrier, before: Sizes | None, after: Sizes | None) -> bool:
+    match node.rule:
+        case Reshape():
+            return before is not None and before == after and sum(not isinstance(size, int) for size in before) <= 1
+        case Transpose(perm):
+            return perm == tuple(range(len(perm)))
+        case Pad(axes=axes):
+            return not axes
+        case Concat():
+            return len(node.inputs) == 1
+        case Select(axes):
+            return all(_takes_all(before or (), axis, indices) for axis, indices in axes)
+    return False
+
+
+def _takes_all(shape: Sizes, axis: int, indices: tuple[int, ...] | None) -> bool:
+    size = shape[axis] if axis < len(shape) else None
+    return isinstance(size, int) and indices == tuple(range(size))
 
 
 def same_bits(left: Array, right: Array) -> bool:
