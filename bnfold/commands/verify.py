@@ -37,6 +37,11 @@ def add(commands: Commands) -> None:
         help="more samples to decide on: an .npz, or a folder of images",
     )
     parser.add_argument(
+        "--url",
+        metavar="URL",
+        help="also ask a running server that serves this bundle, as in http://127.0.0.1:8000",
+    )
+    parser.add_argument(
         "--seconds",
         metavar="S",
         type=seconds,
@@ -56,6 +61,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         folder,
         tiers=tiers,
         data=options.data,
+        url=options.url,
         seconds=options.seconds,
         progress=lambda text: console.progress(f"proving {folder.parent.name}/{folder.name}: {text}"),
     )

@@ -21,7 +21,7 @@ from onnx.reference.op_run import OpRun
 Array = np.ndarray[Any, np.dtype[Any]]
 Sizes = Sequence[int] | None
 
-_COLUMNS = 1 << 23  # elements of the column matrix of a convolution at a time: 64 MiB
+_COLUMNS = 1 << 20  # elements of the column matrix of a convolution at a time: 8 MiB, which the allocator keeps
 
 
 @dataclass(frozen=True)

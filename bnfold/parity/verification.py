@@ -12,7 +12,7 @@ from typing import Any
 from bnfold.bundle import Bundle, inspect_bundle
 from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.evidence import Evidence
-from bnfold.parity.report import ParityReport, Status, TierResult
+from bnfold.parity.report import PROOF, ParityReport, Status, TierResult
 from bnfold.parity.request import Request
 from bnfold.parity.tiers import CHECKS
 from bnfold.parity.tiers.decisions import NO_DECISION
@@ -56,7 +56,7 @@ def prove(bundle: Bundle) -> dict[str, Any]:
 
     Raises ParityError when parity does not hold, or cannot be told.
     """
-    report = examine(bundle, TIERS, Request(), version=None)
+    report = examine(bundle, (*PROOF, "T4"), Request(), version=None)
     if report.holds is not True:
         findings = report.findings or (report.verdict(),)
         more = f" (and {len(findings) - _SHOWN} more findings)" if len(findings) > _SHOWN else ""

@@ -10,7 +10,7 @@ from bnfold.parity.runtimes.cells import Cell, Invariance, RuntimeMatrix
 from bnfold.parity.runtimes.judgement import Answers
 from bnfold.parity.runtimes.places import fill_place, list_places, open_model
 from bnfold.parity.runtimes.server import ServerResult, check_server
-from bnfold.parity.runtimes.trials import Trials, make_trials
+from bnfold.parity.runtimes.trials import MAX_ROWS, Trials, make_trials
 from bnfold.samples import Samples
 
 _TF32 = (
@@ -29,17 +29,20 @@ def check_runtimes(
     url: str | None = None,
     samples: Samples | None = None,
     progress: Callable[[str], None] | None = None,
+    rows: int = MAX_ROWS,
 ) -> RuntimeMatrix:
     """Run the folded model in every place, and judge each cell as T3 and T4 do.
 
     url: of a server that runs this bundle. samples: rows to run instead of those of the golden vectors; their truth is
-    computed in float64. Raises BnfoldError when the reference itself cannot be run on the CPU; whatever else goes wrong
+    computed in float64. rows: at most so many.
+
+    Raises BnfoldError when the reference itself cannot be run on the CPU; whatever else goes wrong
     is a cell's finding.
     """
     say = progress or _silent
     bundle, places = evidence.bundle, list_places()
     say("the reference on the CPU, optimisations off")
-    trials = make_trials(evidence, open_model(bundle, REFERENCE, places[0], optimise=False), samples)
+    trials = make_trials(evidence, open_model(bundle, REFERENCE, places[0], optimise=False), samples, rows)
     cells: list[Cell] = []
     invariances: list[Invariance] = []
     local: dict[int, Answers] = {}  # of the folded model with the options that the server opens it with

@@ -67,21 +67,21 @@ class Trials:
         return tuple(_cut(self.pool, (start + np.arange(size)) % self.rows) for start in sorted(starts))
 
 
-def make_trials(evidence: Evidence, session: Session, samples: Samples | None) -> Trials:
-    """Batches for a bundle. session: the reference on the CPU with optimisations off.
+def make_trials(evidence: Evidence, session: Session, samples: Samples | None, rows: int = MAX_ROWS) -> Trials:
+    """Batches for a bundle. session: the reference on the CPU with optimisations off. rows: at most so many.
 
     Raises ParityError, BnfoldError when the reference cannot be run on its own golden vectors.
     """
     first_axes = {spec.shape[0] if spec.shape else 0 for spec in evidence.bundle.manifest.inputs} - {-1}
     if 0 in first_axes or len(first_axes) > 1:
         raise ParityError("the inputs of the network have no batch size in common; expected one first axis for all")
-    limit = _limit(evidence)
+    limit = min(rows, _limit(evidence))
     pool, known = _golden_rows(evidence, limit) if samples is None else (_few(samples.inputs, limit), None)
-    rows = len(_first(pool))
+    found = len(_first(pool))
     batches: dict[int, tuple[Batch, ...]] = {}
     refused: dict[int, str] = {}
     answers: dict[int, tuple[Outputs, ...]] = {}
-    for size in sorted(first_axes or {*SIZES, rows}):
+    for size in sorted(first_axes or {*SIZES, found}):
         made = _batches(pool, size)
         try:
             answers[size] = tuple(run(session, batch.inputs) for batch in made)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import TierResult
 from bnfold.parity.request import Request
-from bnfold.parity.tiers import decisions, preflight, sites, source, triangle, weights
+from bnfold.parity.tiers import decisions, preflight, runtimes, sites, source, triangle, weights
 
 Check: TypeAlias = Callable[[Evidence, Request], TierResult]
 
@@ -21,6 +21,7 @@ CHECKS: Mapping[str, tuple[str, Check]] = MappingProxyType(
         "T3": ("oracle triangle", triangle.check),
         "T3b": ("reference", source.check),
         "T4": ("decisions", decisions.check),
+        "T5": ("runtime matrix", runtimes.check),
     }
 )
 """Short name of a tier, in the order of the suite: its title, and what runs it."""

@@ -58,7 +58,9 @@ def _batches(evidence: Evidence, is_free: bool, rows: slice) -> list[Mapping[str
     """The same rows of every golden vector; all of them where the batch size is fixed."""
     if not is_free:
         return [golden.inputs for golden in evidence.goldens]
-    cut = [{name: array[rows] for name, array in golden.inputs.items()} for golden in evidence.goldens]
+    cut: list[Mapping[str, Array]] = [
+        {name: array[rows] for name, array in golden.inputs.items()} for golden in evidence.goldens
+    ]
     return [batch for batch in cut if len(next(iter(batch.values())))] if rows.start else cut
 
 
