@@ -228,7 +228,7 @@ def _before(model: onnx.ModelProto, name: str, shape: Sequence[int], kind: str, 
 def _nodes(
     model: onnx.ModelProto, kind: str, x: str, y: str, shape: Sequence[int], rng: Any
 ) -> list[onnx.NodeProto]:  # fmt: skip
-    """BatchNormalization (around a MatMul of more axes: of the last one, by hand), or a linear that keeps the channels."""
+    """BatchNormalization (around a MatMul of more axes: of the last one, by hand), or a linear."""
     is_last = len(shape) > 2 and any(node.op_type == "MatMul" for node in model.graph.node)
     channels, stem = shape[-1] if is_last else shape[1], f"added.{kind}"
 

@@ -1,4 +1,4 @@
-"""The table of docs/backend-data.md: python tests/onnx_backend/backend_table.py [--write]; some minutes on two cores."""
+"""The table of docs/backend-data.md: python tests/onnx_backend/backend_table.py [--write]"""
 
 from __future__ import annotations
 
