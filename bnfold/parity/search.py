@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Pair", "WorstInput", "coordinate_search", "seek", "worst_input"]
 
-STEPS = 30  # of gradient ascent
+STEPS = 40  # of gradient ascent
 EVALUATIONS = 3000  # of coordinate search
 SOUGHT_FACTOR = 2.0  # a re-rounded copy is up to twice as far as a right fold, and more often four times
 _NULL_SEEDS = 1000  # other copies for the scatter than for the search

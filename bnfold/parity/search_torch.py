@@ -28,7 +28,7 @@ F64 = np.ndarray[Any, np.dtype[np.float64]]
 Ranges = Mapping[str, tuple[float, float]]
 Tensors = Mapping[str, torch.Tensor]
 
-FIRST_STEP, LAST_STEP = 0.25, 0.004  # of the range: a quarter, and about one of the 256 shades of an image
+FIRST_STEP, LAST_STEP = 0.5, 0.004  # of the range: half of it, and about one of the 256 shades of an image
 _LEAST = 1e-300  # added before a logarithm
 
 
