@@ -32,13 +32,15 @@ def margins(summary: Mapping[str, Any]) -> Iterator[str]:
 def _quantiles(summary: Mapping[str, Any]) -> list[Point]:
     """Quantiles by share where the document has them, else the least and the median."""
     found = []
-    stored = summary.get("margin_quantiles")
-    for key, value in stored.items() if isinstance(stored, Mapping) else ():
+    given = summary.get("margin_quantiles")
+    stored: Mapping[str, Any] = given if isinstance(given, Mapping) else {}
+    for key in stored:
         try:
             share = float(key)
         except (TypeError, ValueError):
             continue
-        if isinstance(value, int | float) and 0 <= share <= 1:
+        value = number_in(stored, key)
+        if value is not None and 0 <= share <= 1:
             found.append(Point(float(value), _ENDS.get(share) or f"{100 * share:g}%"))
     if not found:
         values = (
@@ -62,6 +64,6 @@ def _caption(points: list[Point], difference: float) -> str:
 
 
 def _percent(value: object) -> str:
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, float) and 0 <= value <= 1:
         return f"{100 * value:.4g}%"
     return shown(value)

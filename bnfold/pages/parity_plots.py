@@ -10,6 +10,7 @@ from bnfold.pages.text import escaped, number
 
 _TALL = 150  # pixels, of the plot of all rows in order
 _CLOSE = 100  # bars without gaps between them, which would be as wide as a hair
+_MOST = 1e300  # of a logarithmic axis, whose end is a power of ten
 _MOST_BARS = 400  # of that plot; with more rows, each bar is the worst of several
 
 
@@ -56,7 +57,7 @@ def power_of_ten(power: int) -> str:
 
 def log_axis(values: Iterable[float | None], bound: float | None = None, least: float = 1e-300) -> Axis:
     """An axis of whole decades around all values that are finite and positive, and the bound."""
-    found = [value for value in values if value is not None and math.isfinite(value) and value >= least]
+    found = [value for value in values if value is not None and math.isfinite(value) and least <= value <= _MOST]
     found += [] if bound is None else [bound, bound * 1.5]
     low, high = (min(found), max(found)) if found else (0.1, 1.0)
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -41,7 +42,9 @@ def shown(value: Any, field: str = "", deep: int = 0) -> str:
 def figure(value: float, field: str = "") -> str:
     """A number: whole ones with separators, shares in percent, others in three digits."""
     if isinstance(value, int):
-        return f"{value:,}" if abs(value) < 10**15 else f"{value:.3e}"
+        if abs(value) < 10**15:
+            return f"{value:,}"
+        value = float(value) if abs(value) <= sys.float_info.max else math.inf
     if not math.isfinite(value):
         return "not finite"
     if field in SHARES and 0 <= value <= 1:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias, TypeGuard
@@ -58,9 +59,9 @@ def is_list(value: object) -> TypeGuard[Sequence[Any]]:
 def number_in(row: Row, key: str) -> float | None:
     """A number of a row; None where there is none, or one that is not finite (which a document writes as null)."""
     value = row.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return value
+    return value if abs(value) <= sys.float_info.max else None  # NaN is not, and some integers are not
 
 
 def text_in(row: Row, key: str) -> str:
@@ -87,7 +88,7 @@ def corner_of(row: Row) -> Corner | None:
             known[name] = text_in(row, name)
         elif name in row or field.default is dataclasses.MISSING:
             value = number_in(row, name)
-            known[name] = math.nan if value is None else value
+            known[name] = math.nan if value is None else float(value)
     return Corner(**known)
 
 

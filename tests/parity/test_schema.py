@@ -39,6 +39,8 @@ def undocumented(document: dict[str, Any]) -> Iterator[str]:
     for tier in document["tiers"]:
         name = tier["tier"]
         yield from (f"{name}.{key}" for key in tier if key not in parts["tier"]["properties"])
+        if f"{name}_summary" not in parts:
+            continue
         numbers = parts[f"{name}_summary"]["properties"]
         yield from (f"{name}.summary.{key}" for key in tier["summary"] if key not in numbers)
         if f"{name}_row" in parts:
