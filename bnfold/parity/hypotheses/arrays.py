@@ -22,7 +22,7 @@ _FEW = 0.25  # share of channels up to which each is named that is scaled
 def turned(exact: F64) -> Iterator[tuple[str, str, Callable[[Array], Array]]]:
     """Layouts that a tensor of this shape may be confused with: code, words, and what turns it over."""
     rank, shape = exact.ndim, exact.shape
-    if rank >= 3 and shape[-1] == shape[-2] > 1 and rank != 3:
+    if rank > 3 and shape[-1] == shape[-2] > 1:
         yield "KERNEL_TRANSPOSED", "the kernel is transposed", lambda x: np.swapaxes(x, -1, -2)
     spatial = tuple(axis for axis in range(2, rank) if shape[axis] > 1)
     if spatial:
@@ -34,8 +34,8 @@ def turned(exact: F64) -> Iterator[tuple[str, str, Callable[[Array], Array]]]:
         yield "WEIGHT_TRANSPOSED", "input and output channels are exchanged", lambda x: np.swapaxes(x, 0, 1)
 
 
-def permuted(shipped: F64, exact: F64, slack: F64, axis: int) -> tuple[str, F64] | None:
-    """The channels of an axis in another order: in words, and the exact tensor so ordered; None where it is not so."""
+def permuted(shipped: F64, exact: F64, slack: F64, axis: int) -> tuple[str, str, F64] | None:
+    """The channels of an axis in another order: code, words, and the exact tensor so ordered; None where not."""
     count = exact.shape[axis]
     if count < 2 or not np.isfinite(shipped).all():
         return None
@@ -52,11 +52,12 @@ def permuted(shipped: F64, exact: F64, slack: F64, axis: int) -> tuple[str, F64]
     if len(moved) < 2:
         return None
     if len(moved) == 2:
-        return f"channels {moved[0]} and {moved[1]} are exchanged", guess
+        return "CHANNELS_EXCHANGED", f"channels {moved[0]} and {moved[1]} are exchanged", guess
     groups = _interleaving(order)
     if groups:
-        return f"the channels are interleaved by {groups} groups", guess
-    return f"{len(moved)} channels are in another order ({shown(moved.tolist())})", guess
+        return "CHANNELS_INTERLEAVED", f"the channels are interleaved by {groups} groups", guess
+    words = f"{len(moved)} channels are in another order ({shown(moved.tolist())})"
+    return "CHANNELS_EXCHANGED", words, guess
 
 
 def _interleaving(order: Array) -> int:

@@ -150,10 +150,12 @@ class _Case:
         with np.errstate(all="ignore"):
             far = np.abs(self.shipped - terms.value) / self.slack.around(terms)
         near = far <= 1
-        right = ~self.wrong
-        if near[self.hard].mean() < ENOUGH or (right.any() and near[right].mean() < ENOUGH):
+        hard = int(self.hard.sum())
+        spoilt = int((~near & ~self.wrong).sum())
+        if near[self.hard].sum() < ENOUGH * hard or spoilt > (1 - ENOUGH) * hard:
             return 0.0, math.inf
-        return float(near[self.wrong].mean()), float(np.mean(far[self.hard & near]))
+        share = (int(near[self.wrong].sum()) - spoilt) / int(self.wrong.sum())
+        return share, float(np.mean(far[self.hard & near]))
 
     def at(self, array: F64) -> F64:
         """The rows of a whole tensor that are looked at."""
@@ -183,7 +185,10 @@ def _known(case: _Case, others: Sequence[Norm]) -> Iterator[Guess]:
         yield rewrite.code, rewrite.words, evaluate(rewrite.expr, case.source, case.rows)
         left -= len(case.tree.nodes)
         if left < 0:
-            return
+            break
+    if not case.shipped[case.wrong].any():
+        nothing = np.where(case.wrong, 0.0, case.exact.value)
+        yield "ZEROED", "zeros were written", Terms(nothing, np.abs(nothing))
 
 
 def _variance(case: _Case) -> Iterator[Guess]:
@@ -240,15 +245,19 @@ def _shaped(case: _Case) -> Iterator[Guess]:
     for axis in axes:
         found = permuted(shipped, exact.value, room, axis)
         if found is not None:
-            yield guess("CHANNELS_EXCHANGED", *found)
+            yield guess(*found)
     for name, values in narrowed(exact.value, case.whole.dtype):
         yield guess("NARROW", f"the numbers have gone through {name}", values)
-    if not np.where(case.wrong, case.shipped, 0.0).any():
-        yield guess("ZEROED", "zeros were written", np.where(case.wrong, 0.0, case.exact.value))
+    turned_over = np.where(case.wrong, -case.exact.value, case.exact.value)
+    yield "NEGATED", "the sign is wrong", Terms(turned_over, case.exact.size)
+    if shipped.ndim == 1:  # a factor is told only by several numbers: here one for all of them
+        shipped, room, exact = shipped[None], room[None], exact.each(lambda part: part[None])
+        axes = range(1)
     for axis in axes:
         factors = scaled(shipped, exact.value, room, axis)
         if factors is not None:
-            yield guess(*factors)
+            code, words, values = factors
+            yield guess(code, words, values.reshape(case.whole.shape))
 
 
 def rewrites(new: NewTensor, others: Sequence[Norm] = ()) -> Iterator[Rewrite]:

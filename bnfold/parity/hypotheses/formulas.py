@@ -10,8 +10,17 @@ import numpy as np
 from bnfold.folding import algebra
 from bnfold.folding.expressions import Expr, Given, Op, Permute, Scalar, size_of, view
 from bnfold.folding.facts import Norm
-from bnfold.folding.statistics import statistics_of
-from bnfold.parity.hypotheses.rewriting import Parts, Rewrite, Tree, full, parts_of, plain, shaped, substitute
+from bnfold.parity.hypotheses.rewriting import (
+    Parts,
+    Rewrite,
+    Tree,
+    full,
+    known_statistics,
+    parts_of,
+    plain,
+    shaped,
+    substitute,
+)
 
 Change = Mapping[int, Expr]
 
@@ -222,7 +231,7 @@ def _orders(tree: Tree, norms: Sequence[Norm]) -> Iterator[Rewrite]:
 
 
 def _taken_from(parts: Parts, other: Norm) -> Change:
-    known = statistics_of(other)
+    known = known_statistics(other)
     if known is None:
         return {}
     pairs = (

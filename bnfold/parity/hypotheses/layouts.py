@@ -28,8 +28,7 @@ from bnfold.folding.expressions import (
     view,
 )
 from bnfold.folding.onnx_edits import NewTensor
-from bnfold.folding.statistics import statistics_of
-from bnfold.parity.hypotheses.rewriting import Rewrite, Tree, full, plain, shaped
+from bnfold.parity.hypotheses.rewriting import Rewrite, Tree, full, known_statistics, plain, shaped
 
 MOST = 12  # places at which one and the same thing is tried
 LARGEST = 4000  # nodes; of longer expressions only the formulas are tried
@@ -51,7 +50,7 @@ def _norm_keys(new: NewTensor) -> set[object]:
     """The keys of the tensors that norms are made of, without a bias that was composed with one of them."""
     keys: set[object] = set()
     for norm in new.norms:
-        known = statistics_of(norm)
+        known = known_statistics(norm)
         parts = (known.gamma, known.beta, known.mean, known.variance) if known else (norm.scale, norm.shift)
         keys |= {tensor.key for part in parts for tensor in leaves(part)}
     return keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,7 +28,7 @@ from bnfold.folding.expressions import (
     view,
     walk,
 )
-from bnfold.folding.facts import Norm
+from bnfold.folding.facts import Norm, Statistics
 from bnfold.folding.statistics import statistics_of
 
 
@@ -152,9 +153,17 @@ class Parts:
     root: Op | None
 
 
+def known_statistics(norm: Norm) -> Statistics | None:
+    """The statistics of a norm, also where a bias of the linear was composed with it as its first step."""
+    found = statistics_of(norm)
+    if found is None and norm.steps and norm.steps[0].kind == "add":
+        return statistics_of(dataclasses.replace(norm, steps=norm.steps[1:]))
+    return found
+
+
 def parts_of(norm: Norm, tree: Tree) -> Parts | None:
     """The statistics of a norm as nodes of a tree; None where they cannot be told apart."""
-    known = statistics_of(norm)
+    known = known_statistics(norm)
     if known is None:
         return None
     variance = tree.find(known.variance)

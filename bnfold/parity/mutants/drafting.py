@@ -44,7 +44,8 @@ class Draft:
 
     def weight(self, *shape: int) -> Array:
         """Normal numbers, scaled by the size of what each output is made of."""
-        return self.normal(*shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
+        found: Array = self.normal(*shape) / np.sqrt(max(1, int(np.prod(shape[1:]))))
+        return found
 
     def statistics(self, channels: int) -> dict[str, Array]:
         """gamma of both signs and several sizes, beta, mean, variance; (channels,) each."""

@@ -19,8 +19,8 @@ BLIND = {
     "attribute is wrong on both sides",
     "T2": "T2 sees what changes a result by more than rounding may: not one ulp in one weight, nor what is wrong in a "
     "channel that these inputs do not reach",
-    "T3": "T3 sees what moves the outputs further from the truth than the unfolded network is, twice over: not one ulp, "
-    "nor what an activation or a saturated output hides",
+    "T3": "T3 sees what moves the outputs more than twice as far from the truth as the unfolded network is: not one "
+    "ulp, nor what an activation hides on these inputs",
     "T4": "T4 sees changed answers alone: most wrong folds keep them, on most inputs",
 }
 
@@ -155,7 +155,7 @@ class KillTable:
         return found
 
     def to_markdown(self) -> str:
-        """The tables of the documentation: ways to be wrong, with the faintest that each tier still has to see; moves."""
+        """The tables of the documentation: ways to be wrong, with the faintest of each; moves."""
         lines = ["| wrong fold | networks | T1 | faintest, ulp | T2 | faintest, of its bound | T3 | T4 |"]
         lines += ["|---|---|---|---|---|---|---|---|"]
         groups: dict[str, list[Trial]] = {}
