@@ -143,7 +143,8 @@ class Evidence:
         truth = np.concatenate([golden.truth[name] for golden in chosen])
         known = [golden.labels for golden in chosen if golden.labels is not None]
         labels = np.concatenate(known) if len(known) == len(chosen) else None
-        return decide(unfolded, folded, labels, noise=self.noise, truth=lambda rows: truth[rows])
+        kind = self.bundle.manifest.output_kind
+        return decide(unfolded, folded, labels, noise=self.noise, truth=lambda rows: truth[rows], output_kind=kind)
 
     def run_rows(self, session: Session, inputs: Mapping[str, Array], output: str) -> Array:
         """One output for any number of rows, run in batches of the network's own size where that is fixed."""

@@ -31,6 +31,7 @@ def check(evidence: Evidence, request: Request) -> TierResult:
             truth=lambda rows: run_float64(
                 evidence.reference_proto, {key: array[rows] for key, array in samples.inputs.items()}
             )[name],
+            output_kind=evidence.bundle.manifest.output_kind,
         )
         where = "samples given"
     same = found.rows - len(found.disagreements)
@@ -38,12 +39,5 @@ def check(evidence: Evidence, request: Request) -> TierResult:
     if found.folded_accuracy is not None and found.unfolded_accuracy is not None:
         accuracies = found.folded_accuracy, found.unfolded_accuracy
         headline += "; {:.2%} right folded, {:.2%} unfolded".format(*accuracies)
-    summary = {
-        "rows": found.rows, "agreement": found.agreement, "disagreements": len(found.disagreements),
-        "excused": found.excused, "ties": found.ties, "smallest_margin": found.smallest_margin,
-        "median_margin": found.median_margin, "largest_difference": found.largest_difference,
-        "unfolded_accuracy": found.unfolded_accuracy, "folded_accuracy": found.folded_accuracy,
-        "disagreement_rate_below": found.rate_bound,
-    }  # fmt: skip
     status: Status = "holds" if found.holds else "fails"
-    return TierResult("T4", "decisions", status, headline, summary, found.sentences())
+    return TierResult("T4", "decisions", status, headline, found.to_dict(), found.sentences())
