@@ -96,7 +96,8 @@ def _site_cells(row: Judged, axis: Axis) -> list[str]:
 
 _CORNER = frozenset(
     {"output", "elements", "unfolded_error", "folded_error", "unfolded_rms", "folded_rms", "scale", "truth_rms"}
-    | {"factor", "unit", "smallest"}
+    | {"factor", "unit", "smallest", "rms_limit", "error_limit"}
+    | {"kind", "ratio"}
 )
 
 
@@ -137,7 +138,11 @@ def corners(rows: Rows) -> Iterator[str]:
 def _errors(row: Judged) -> Iterator[tuple[str, float | None, float | None, float | None]]:
     """Name, unfolded, folded, limit: of the root mean squares and of the largest errors."""
     corner = corner_of(row.row)
-    limits = (None, None) if corner is None else (corner.rms_limit, corner.error_limit)
+    limits: tuple[float | None, float | None] = (
+        (None, None) if corner is None else (corner.rms_limit, corner.error_limit)
+    )
+    if "rms_limit" in row.row:
+        limits = number_in(row.row, "rms_limit"), number_in(row.row, "error_limit")
     for name, kind, limit in zip(("rms", "largest"), ("rms", "error"), limits, strict=True):
         finite = limit if limit is not None and limit == limit else None
         yield name, number_in(row.row, f"unfolded_{kind}"), number_in(row.row, f"folded_{kind}"), finite

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from bnfold.pages.parity_errors import corners, sites, weights
+from bnfold.pages.parity_mutants import is_mutant, kills
 from bnfold.pages.parity_rows import IN_WORDS, Rows, choose, remainder, row_class, said_of
 from bnfold.pages.parity_runtimes import cells, invariances, is_cell, is_invariance
 from bnfold.pages.parity_values import chip, columns, shown, table
@@ -23,6 +24,8 @@ def rows_of(rows: Rows) -> Iterator[str]:
 
 
 def _kind(row: Judged) -> Callable[[Rows], Iterator[str]]:
+    if is_mutant(row):
+        return kills
     if is_cell(row):
         return cells
     if is_invariance(row):

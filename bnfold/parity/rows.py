@@ -23,8 +23,9 @@ _STATES: Mapping[object, State] = {
     True: "holds", "holds": "holds", "nearest": "holds", "consistent with rounding": "holds",
     False: "fails", "fails": "fails", "wrong": "fails", "survived": "fails", "killed": "holds", "caught": "holds",
     "cannot tell": "cannot tell", "measured": "measured",
-    "not present": "measured", "unchanged": "holds",
+    "not present": "measured", "left out": "measured", "unchanged": "holds",
 }  # fmt: skip
+_PROVING = frozenset({"T1", "T2"})  # one of them must notice a wrong fold
 _CORNER = {field.name: field for field in dataclasses.fields(Corner)}
 
 
@@ -100,6 +101,11 @@ def _judged(row: Row) -> Judged:
 def _name(row: Row) -> str:
     if "not_nearest" in row and (tensor := text_in(row, "tensor")):
         return tensor
+    if "killed_by" in row:
+        where = [text_in(row, "network"), text_in(row, "move"), text_in(row, "tensor")]
+        return f"{', '.join(part for part in where if part)}: {text_in(row, 'mutant')}"
+    if (kind := text_in(row, "kind")) and (output := text_in(row, "output")):
+        return f"{output}: {kind}"
     for key in _NAMES:
         if name := text_in(row, key):
             return f"{name} ({', '.join(norms)})" if key == "linear" and (norms := texts_in(row, "norms")) else name
@@ -109,6 +115,8 @@ def _name(row: Row) -> str:
 def _state(row: Row) -> State:
     if text_in(row, "doubt"):
         return "cannot tell"
+    if "killed_by" in row:  # outputs that differ are no proof that a tensor is wrong
+        return "holds" if _PROVING.intersection(texts_in(row, "killed_by")) else "fails"
     for key in ("status", "holds", "verdict", "killed", "caught"):
         value = row.get(key)
         if isinstance(value, bool | str) and value in _STATES:

@@ -211,6 +211,40 @@ def test_the_runtime_matrix_has_a_row_for_each_place_and_for_what_is_not_present
     assert page.count('<tr class="fails">') == 1
 
 
+def test_the_kill_table_counts_by_kind_and_names_what_survives() -> None:
+    def mutant(kind: str, tensor: str, *by: str) -> dict[str, Any]:
+        tiers = {name: {"caught": name in by, "said": ""} for name in ("T1", "T2", "T4")}
+        row = {"network": "pool", "mutant": kind, "kind": kind, "move": "linear", "tensor": tensor}
+        return {**row, "killed_by": list(by), "tiers": tiers}
+
+    rows = [mutant("eps dropped", f"w{at}", "T1", "T2") for at in range(300)]
+    rows += [mutant("one ulp", "w0", "T1"), mutant("<b>", "w1", "T4"), mutant("one ulp", "w2")]
+    page = parity_page(document(tier("T6", "fails", *rows), holds=False))
+    said = text(page)
+    assert "pool, linear, w1: <b>T4" in said  # outputs that differ are no proof
+    assert "pool, linear, w2: one ulpnone" in said
+    assert page.count('<tr class="fails">') == 2
+    assert "eps dropped300 of 300300 of 3000 of 300" in said
+    assert "one ulp1 of 20 of 20 of 2" in said
+    assert "all301 of 303300 of 3031 of 303" in said
+
+
+def test_hard_inputs_stand_with_their_own_limits() -> None:
+    row = {
+        **corner("logits", 8e-7),
+        "kind": "a chequerboard",
+        "status": "fails",
+        "rms_limit": 4.5e-7,
+        "error_limit": 1e-6,
+    }
+    left = {**corner("logits"), "kind": "ten times the data", "status": "left out"}
+    page = parity_page(document(tier("T3", "fails", corner("logits"), row, left), holds=False))
+    said = text(page)
+    assert "logits: a chequerboard" in said
+    assert "4.50e-7" in said
+    assert page.count('<tr class="fails">') == 2  # both of its errors
+
+
 def test_norms_files_and_hashes_come_from_the_bundle() -> None:
     folder = Path(__file__).resolve().parents[2] / "models" / "digits-cnn" / "1"
     parity, fold, manifest = (
