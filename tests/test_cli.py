@@ -20,7 +20,7 @@ from bnfold.commands.console import Console, to_json
 from bnfold.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "fold-and-export", "unfold", "inspect", "verify", "serve", "predict")
+COMMANDS = ("train", "fold-and-export", "unfold", "inspect", "verify", "audit", "serve", "predict")
 
 
 class Terminal(io.StringIO):
@@ -49,6 +49,7 @@ def test_help_loads_the_parsers_and_the_standard_library_only():
         "bnfold",
         "bnfold.cli",
         "bnfold.commands",
+        "bnfold.commands.audit",
         "bnfold.commands.console",
         "bnfold.commands.fold_and_export",
         "bnfold.commands.inspect",

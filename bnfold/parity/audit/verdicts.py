@@ -171,5 +171,5 @@ def _cause(demand: Demand, expr: Expr, shipped: Array, wrong: Array, others: Seq
     except ImportError:
         return ""
     new = NewTensor(demand.tensor, demand.role, demand.site, expr, demand.norms)
-    found = likely_cause(new, shipped, others)
+    found = likely_cause(new, shipped, others, wrong=wrong)
     return "" if found is None else f"{found.words} (explains {found.explained:.0%} of the wrong values)"

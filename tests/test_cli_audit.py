@@ -1,0 +1,68 @@
+"""`bnfold audit` as a person types it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from bnfold.cli import main
+
+AUDITED = Path(__file__).parent / "parity" / "audited"
+
+
+def call(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main([str(argument) for argument in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_right_fold_gives_exit_code_0_and_a_line_for_each_tier(capsys):
+    code, out, err = call(
+        capsys, "audit", AUDITED / "classifier.onnxslim.onnx", "--against", AUDITED / "classifier.onnx"
+    )
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "audit of classifier.onnxslim against classifier"
+    assert [line.split()[0] for line in lines if line.startswith("T")] == ["T1", "T3", "T4"]
+    assert lines[-1] == "FOLDED is ORIGINAL, folded: consistent with rounding"
+
+
+def test_wrong_fold_gives_exit_code_1_and_names_the_tensor_and_the_cause(capsys):
+    code, out, _ = call(
+        capsys, "audit", AUDITED / "scaled_width.onnxslim.onnx", "--against", AUDITED / "scaled_width.onnx"
+    )
+    assert code == 1
+    text = " ".join(out.split())
+    assert "mul_1_weight" in text
+    assert "runs over axis 3, the channels of Conv 'conv' over axis 1" in text
+    assert out.splitlines()[-1].startswith("FOLDED is not a right fold of ORIGINAL (T1, T3")
+
+
+def test_json_is_one_document(capsys):
+    code, out, err = call(
+        capsys, "audit", AUDITED / "dense.onnxscript.onnx", "--against", AUDITED / "dense.onnx", "--json"
+    )
+    assert (code, err) == (0, "")
+    document = json.loads(out)
+    assert document["holds"] is True
+    assert {tier["tier"] for tier in document["tiers"]} == {"T1", "T3", "T4"}
+
+
+@pytest.mark.parametrize("name", ["nothing.onnx", "nothing.txt"])
+def test_file_that_is_not_there_gives_one_sentence(name: str, capsys, tmp_path: Path):
+    for folded, against in ((tmp_path / name, AUDITED / "dense.onnx"), (AUDITED / "dense.onnx", tmp_path / name)):
+        code, out, err = call(capsys, "audit", folded, "--against", against)
+        assert (code, out) == (2, "")
+        assert len(err.splitlines()) == 1
+        assert "is not there" in err
+
+
+def test_swapped_files_give_one_sentence(capsys):
+    code, _, err = call(
+        capsys, "audit", AUDITED / "classifier.onnx", "--against", AUDITED / "classifier.onnxslim.onnx"
+    )
+    assert code == 2
+    assert "swapped" in err
+    assert len(err.splitlines()) == 1
