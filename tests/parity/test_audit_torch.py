@@ -1,10 +1,11 @@
-"""Audits of PyTorch's own folds: torch.nn.utils.fusion, torch.fx, the ONNX exporter; and of modules that share layers."""
+"""Audits of what PyTorch folds: torch.nn.utils.fusion, torch.fx, the ONNX exporter, onnxscript."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import io
+import itertools
 import warnings
 
 import numpy as np
@@ -16,8 +17,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from onnxscript import optimizer, rewriter
+from parity_networks import Builder, Layer, add_layer
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval  # noqa: TID251 - the peer that is audited
+from torch.nn.utils.fusion import (  # noqa: TID251 - the peer that is audited
+    fuse_conv_bn_eval,
+    fuse_conv_bn_weights,
+    fuse_linear_bn_eval,
+)
 
 import bnfold
 from bnfold.export import export_model
@@ -148,38 +154,74 @@ def test_folded_onnx_against_a_module_and_its_weights_in_a_file(tmp_path, monkey
     save_file(module.state_dict(), tmp_path / "weights.safetensors")
     onnx.save(default_export(module), tmp_path / "folded.onnx")
     monkeypatch.chdir(tmp_path)
-    report = bnfold.audit(
-        "folded.onnx", "mine:make", weights=tmp_path / "weights.safetensors", input_shape=(3, 6, 6)
-    )
+    report = bnfold.audit("folded.onnx", "mine:make", weights=tmp_path / "weights.safetensors", input_shape=(3, 6, 6))
     assert report.exit_code == 0, report.to_table()
     assert report.norms["taken"] == ("1",)
 
 
-def broken(model: onnx.ModelProto, tensor: str, channel: int) -> onnx.ModelProto:
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Layer, ...]:
+    """Convolutions in a row, a norm behind each."""
+    widths = [draw(st.sampled_from([2, 4, 6])) for _ in range(draw(st.integers(2, 4)))]
+    return tuple(
+        Layer(
+            inputs=before, outputs=after, kernel=draw(st.integers(1, 3)), bias=draw(st.booleans()),
+            groups=draw(st.sampled_from([1, 2])), padding=draw(st.integers(0, 1)),
+            eps=draw(st.sampled_from([1e-5, 1e-3])), variance=draw(st.sampled_from([1.0, 1e-4, 1e4])),
+        )
+        for before, after in itertools.pairwise([2, *widths])
+    )  # fmt: skip
+
+
+def chain_of(layers: tuple[Layer, ...], seed: int) -> onnx.ModelProto:
+    build = Builder(np.random.default_rng(seed))
+    x = "input"
+    for at, layer in enumerate(layers):
+        x = build.node("Relu", [add_layer(build, x, layer, f"layer{at}")])
+    return build.model((None, 2, 12, 12), x, 4)
+
+
+def folded_by_torch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Each pair by torch.nn.utils.fusion, in float32, under the original names."""
     copy = onnx.ModelProto.FromString(model.SerializeToString())
-    for stored in copy.graph.initializer:
-        if stored.name == tensor:
-            array = numpy_helper.to_array(stored).copy()
-            array[channel] = array[channel] * np.float32(1.001) + np.float32(1e-3)
-            stored.CopyFrom(numpy_helper.from_array(array, tensor))
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in copy.graph.initializer}
+    for norm in [node for node in copy.graph.node if node.op_type == "BatchNormalization"]:
+        conv = next(node for node in copy.graph.node if norm.input[0] in node.output)
+        numbers = [torch.tensor(tensors[name]) for name in (*conv.input[1:], *norm.input[1:])]
+        weight, *bias = numbers[: len(conv.input) - 1]
+        gamma, beta, mean, variance = numbers[-4:]
+        eps = round(norm.attribute[0].f, 8)
+        new = fuse_conv_bn_weights(weight, bias[0] if bias else None, mean, variance, eps, gamma, beta)
+        name = conv.input[1]
+        names = [name, conv.input[2] if bias else f"{name}.new_bias"]
+        tensors |= {name: part.detach().numpy() for name, part in zip(names, new, strict=True)}
+        del conv.input[1:]
+        conv.input.extend(names)
+        conv.output[0] = norm.output[0]
+        copy.graph.node.remove(norm)
+    used = {name for node in copy.graph.node for name in node.input}
+    del copy.graph.initializer[:]
+    copy.graph.initializer.extend(numpy_helper.from_array(tensors[name], name) for name in tensors if name in used)
     return copy
 
 
-@settings(max_examples=12, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    width=st.sampled_from([4, 8, 12]), groups=st.sampled_from([1, 2, 4]), kernel=st.sampled_from([1, 3]),
-    bias=st.booleans(), seed=st.integers(0, 10_000), tensor=st.sampled_from(["conv1", "conv2", "fc"]),
-)  # fmt: skip
+@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
+@given(chain=chains(), seed=st.integers(0, 10_000), at=st.integers(0, 3), role=st.sampled_from([1, 2]))
 def test_random_networks_folded_by_torch_are_never_wrong_and_with_a_broken_channel_always(
-    width: int, groups: int, kernel: int, bias: bool, seed: int, tensor: str
+    chain: tuple[Layer, ...], seed: int, at: int, role: int
 ):
-    torch.manual_seed(seed)
-    module = with_statistics(Network(width, groups, kernel, bias), seed)
-    original, folded = unfolded_export(module), unfolded_export(fused(module))
+    original = chain_of(chain, seed)
+    folded = folded_by_torch(original)
     found = compare_graphs(ir.from_proto(original), ir.from_proto(folded))
     assert found.is_whole, found.gaps
-    assert not found.wrong
-    role = ["weight", "bias"][seed % 2]
-    wrong = broken(folded, f"{tensor}.{role}", seed % 4)
-    named = compare_graphs(ir.from_proto(original), ir.from_proto(wrong)).wrong
-    assert [(found.tensor, found.channels) for found in named] == [(f"{tensor}.{role}", (seed % 4,))]
+    assert not found.wrong, [tensor.sentence() for tensor in found.wrong]
+    assert len(found.changed) == 2 * len(chain)
+    convs = [node for node in folded.graph.node if node.op_type == "Conv"]
+    tensor, channel = convs[at % len(convs)].input[role], seed % 2
+    for stored in folded.graph.initializer:
+        if stored.name == tensor:
+            array = numpy_helper.to_array(stored).copy()
+            array[channel] += np.float32(1e-3) * np.abs(array).max()
+            stored.CopyFrom(numpy_helper.from_array(array, tensor))
+    named = compare_graphs(ir.from_proto(original), ir.from_proto(folded)).wrong
+    assert [(found.tensor, found.channels) for found in named] == [(tensor, (channel,))]
