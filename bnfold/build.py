@@ -94,7 +94,7 @@ def build_bundle(
         parameters=folded.parameters,
     )
     say("proving and writing the bundle")
-    return write_bundle(Path(destination), draft, prove=_prove)
+    return write_bundle(Path(destination), draft, prove=_prove, draw=_draw)
 
 
 def read_preprocessing(preprocessing: Preprocessing | Path | str) -> Preprocessing:
@@ -219,3 +219,9 @@ def _prove(bundle: Bundle) -> dict[str, Any]:
     from bnfold.parity import prove
 
     return prove(bundle)
+
+
+def _draw(bundle: Bundle, document: Mapping[str, Any]) -> str:
+    from bnfold.pages.parity import parity_page
+
+    return parity_page(document, fold_report=bundle.fold_report(), manifest=bundle.manifest.to_dict())

@@ -23,6 +23,7 @@ from bnfold.bundle.manifest import (
     MANIFEST,
     MODEL,
     PARITY,
+    PARITY_PAGE,
     REFERENCE,
     SCHEMA_VERSION,
     STATISTICS,
@@ -74,13 +75,20 @@ class BundleDraft:
     parameters: tuple[Parameter, ...] = ()
 
 
-def write_bundle(destination: Path | str, draft: BundleDraft, *, prove: Callable[[Bundle], dict[str, Any]]) -> Bundle:
+def write_bundle(
+    destination: Path | str,
+    draft: BundleDraft,
+    *,
+    prove: Callable[[Bundle], dict[str, Any]],
+    draw: Callable[[Bundle, Mapping[str, Any]], str] | None = None,
+) -> Bundle:
     """Write, prove and publish a bundle.
 
     destination: `models/x` takes the next version under it, `models/x/7` that one, which must not exist. prove: called
     with the bundle in its unfinished folder, where parity.json and manifest.json are still missing; gives the document
-    of parity.json, which should not name the version: it moves up when another writer is faster. Whatever prove
-    raises leaves nothing behind. Raises BundleError for a draft outside the schema, a version that exists, a full disk.
+    of parity.json, which should not name the version: it moves up when another writer is faster. draw: gives the page
+    of that document, parity.html. Whatever they raise leaves nothing behind. Raises BundleError for a draft outside
+    the schema, a version that exists, a full disk.
     """
     folder, version = check_destination(destination)
     manifest = _manifest(draft, folder.name, version or next_version(folder))
@@ -95,9 +103,12 @@ def write_bundle(destination: Path | str, draft: BundleDraft, *, prove: Callable
         _check_manifest(manifest)
         bundle = Bundle(temporary, manifest)
         check_contents(bundle)
-        proof = dump_object(prove(bundle), PARITY)
+        document = prove(bundle)
+        proof = {PARITY: dump_object(document, PARITY)}
+        if draw is not None:
+            proof[PARITY_PAGE] = draw(bundle, document).encode("utf-8", "replace")
         with _plain_errors(folder):
-            hashes = {**hashes, PARITY: _write(temporary / PARITY, proof)}
+            hashes |= {file: _write(temporary / file, data) for file, data in proof.items()}
             manifest = dataclasses.replace(manifest, files=hashes)
             return _publish(temporary, folder, manifest, fixed=version is not None)
 
@@ -140,7 +151,7 @@ def _manifest(draft: BundleDraft, name: str, version: int) -> Manifest:
 
 def _check_manifest(manifest: Manifest) -> None:
     """Refuse before the proof what the reader would refuse after it."""
-    document = {**manifest.to_dict(), "files": {**manifest.files, PARITY: _NO_HASH}}
+    document = {**manifest.to_dict(), "files": {**manifest.files, PARITY: _NO_HASH, PARITY_PAGE: _NO_HASH}}
     Manifest.from_dict(parse_object(dump_object(document, MANIFEST), MANIFEST), f"the manifest of {manifest.name}")
 
 

@@ -42,6 +42,18 @@ def add(commands: Commands) -> None:
         help="also ask a running server that serves this bundle, as in http://127.0.0.1:8000",
     )
     parser.add_argument(
+        "--html",
+        metavar="PAGE.html",
+        type=Path,
+        help="write the report as a page that needs nothing else; it replaces one of that name",
+    )
+    parser.add_argument(
+        "--junit",
+        metavar="FILE.xml",
+        type=Path,
+        help="write the report as JUnit XML, a suite a tier, for a CI server; it replaces one of that name",
+    )
+    parser.add_argument(
         "--seconds",
         metavar="S",
         type=seconds,
@@ -52,9 +64,17 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Print the verdict of every tier; the exit code is the report's."""
+    from bnfold.bundle import inspect_bundle
     from bnfold.commands.versions import find_version
+    from bnfold.pages.page import JUNIT, check_ending, write_page
+    from bnfold.pages.parity import parity_page
     from bnfold.parity import verify
+    from bnfold.parity.junit import to_junit
 
+    if options.html is not None:
+        check_ending(options.html)
+    if options.junit is not None:
+        check_ending(options.junit, JUNIT)
     folder = find_version(options.bundle)
     tiers = None if options.tier is None else [name for text in options.tier for name in names(text)]
     report = verify(
@@ -65,5 +85,12 @@ def run(options: argparse.Namespace, console: Console) -> int:
         seconds=options.seconds,
         progress=lambda text: console.progress(f"proving {folder.parent.name}/{folder.name}: {text}"),
     )
-    console.result(report.to_dict(), report.to_table())
+    document = report.to_dict()
+    if options.html is not None:
+        bundle = inspect_bundle(folder)[0]
+        page = parity_page(document, fold_report=bundle.fold_report(), manifest=bundle.manifest.to_dict())
+        write_page(page, options.html)
+    if options.junit is not None:
+        write_page(to_junit(report), options.junit, JUNIT)
+    console.result(document, report.to_table())
     return report.exit_code
