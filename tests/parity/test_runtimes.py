@@ -24,7 +24,7 @@ from bnfold.parity.runtimes import Cell, RuntimeMatrix, check_runtimes
 from bnfold.parity.runtimes import places as places_module
 from bnfold.parity.runtimes.judgement import distance, invariance
 from bnfold.parity.runtimes.places import Place
-from bnfold.parity.runtimes.trials import Batch, make_trials
+from bnfold.parity.runtimes.trials import Batch, Trials, make_trials, rows_are_independent
 from bnfold.runtime import open_session
 from bnfold.samples import Samples
 
@@ -282,6 +282,14 @@ def test_inputs_without_a_common_batch_are_refused(pristine: Path) -> None:
         odd = replace(bundle, manifest=replace(bundle.manifest, inputs=(spec, replace(spec, shape=shape))))
         with pytest.raises(ParityError, match="no batch size in common"):
             make_trials(Evidence(odd), None, None)
+
+
+@pytest.mark.parametrize(("again", "independent"), [(2e-9, True), (0.5, False), (math.nan, False)])
+def test_a_row_near_zero_may_differ_by_the_rounding_of_the_others(again: float, independent: bool) -> None:
+    single, pair = Batch({}, np.array([0])), Batch({}, np.array([0, 1]))
+    answers = {1: ({"y": np.float32([[1e-9]])},), 2: ({"y": np.float32([[again], [1.0]])},)}
+    trials = Trials({1: (single,), 2: (pair,)}, answers, {}, {}, {"x": np.zeros((2, 1))}, True, fixed=False)
+    assert rows_are_independent(trials, None) is independent
 
 
 # ------------------------------------------------------------------------------------------------- batch invariance

@@ -92,7 +92,7 @@ def make_trials(evidence: Evidence, session: Session, samples: Samples | None, r
     if not batches:
         raise ParityError(f"the reference runs with no batch size: {next(iter(refused.values()))}")
     bare = Trials(batches, answers, {}, refused, pool, independent=True, fixed=bool(first_axes))
-    independent = _rows_are_independent(bare, session)
+    independent = rows_are_independent(bare, session)
     if independent and known is None:
         known = _row_truth(evidence, pool, next(iter(first_axes), _TRUTH_ROWS))
     truth = {
@@ -104,13 +104,17 @@ def make_trials(evidence: Evidence, session: Session, samples: Samples | None, r
     return replace(bare, truth=truth, independent=independent)
 
 
-def _rows_are_independent(trials: Trials, session: Session) -> bool:
+def rows_are_independent(trials: Trials, session: Session) -> bool:
     """Whether the reference gives a row the same answer in every batch, up to its rounding.
 
     The bound is that of a doubtful truth in T3, the root of the unit roundoff: beyond it, the truth of a row alone
     would not fit the row in a batch.
     """
     seen: dict[int, Outputs] = {}
+    rooms = {
+        name: _room([outputs[name] for found in trials.yardstick.values() for outputs in found])
+        for name in trials.yardstick[trials.sizes[0]][0]
+    }
     runs = [pair for size, found in trials.batches.items() for pair in zip(found, trials.yardstick[size], strict=True)]
     if trials.fixed:
         size = trials.sizes[0]
@@ -120,35 +124,46 @@ def _rows_are_independent(trials: Trials, session: Session) -> bool:
             return False
         for at, row in enumerate(batch.index.tolist()):
             answer = {name: array[at] for name, array in outputs.items()}
-            if not all(_close(answer[name], other) for name, other in seen.setdefault(row, answer).items()):
+            if not all(
+                _close(answer[name], other, rooms[name]) for name, other in seen.setdefault(row, answer).items()
+            ):
                 return False
     return True
 
 
-def _close(left: Array, right: Array) -> bool:
+def _room(outputs: Sequence[Array]) -> float:
+    """By how much one output of a row may differ; 0 for integers."""
+    form = FORMATS.get(outputs[0].dtype.name)
+    if form is None:
+        return 0.0
+    wide = [np.abs(array.astype(np.float64)) for array in outputs]
+    scale = max(float(array[np.isfinite(array)].max(initial=0.0)) for array in wide)
+    return math.sqrt(form.unit_roundoff) * scale + form.smallest
+
+
+def _close(left: Array, right: Array, room: float) -> bool:
     if left.shape != right.shape:
         return False
-    form = FORMATS.get(left.dtype.name)
     first, second = left.astype(np.float64), right.astype(np.float64)
     finite = np.isfinite(first)
     if (finite != np.isfinite(second)).any():
         return False
-    scale = np.abs(first[finite]).max(initial=0.0)
-    room = (math.sqrt(form.unit_roundoff) * scale + form.smallest) if form else 0.0
     return bool((np.abs(first[finite] - second[finite]) <= room).all())
 
 
 def _golden_rows(evidence: Evidence, limit: int) -> tuple[Outputs, Outputs | None]:
     """Rows out of all golden vectors, a fair share of each, and their truth where it is one row for each."""
     first = evidence.goldens[0]
-    shapes = {name: array.shape[1:] for name, array in first.inputs.items()}
     fitting = [
         golden for golden in evidence.goldens
-        if {name: array.shape[1:] for name, array in golden.inputs.items()} == shapes
+        if _row_shapes(golden.inputs) == _row_shapes(first.inputs)
         and len({len(array) for array in golden.inputs.values()}) == 1
+        and len(_first(golden.inputs))
     ]  # fmt: skip
     if not fitting:
-        raise ParityError("the inputs of the golden vectors have different numbers of rows; no batch can be made")
+        raise ParityError(
+            "no golden vector has a row, one in each input; expected at least one; build the bundle again"
+        )
     fitting.sort(key=lambda golden: len(_first(golden.inputs)))
     inputs: list[Outputs] = []
     truths: list[Outputs] = []
@@ -161,8 +176,12 @@ def _golden_rows(evidence: Evidence, limit: int) -> tuple[Outputs, Outputs | Non
         inputs.append({name: array[index] for name, array in golden.inputs.items()})
         if all(array.shape[:1] == (count,) for array in golden.truth.values()):
             truths.append({name: array[index] for name, array in golden.truth.items()})
-    whole = len(truths) == len(inputs)
+    whole = len(truths) == len(inputs) and all(_row_shapes(truth) == _row_shapes(truths[0]) for truth in truths)
     return _joined(inputs), _joined(truths) if whole else None
+
+
+def _row_shapes(arrays: Outputs) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape[1:] for name, array in arrays.items()}
 
 
 def _limit(evidence: Evidence) -> int:
