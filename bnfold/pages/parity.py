@@ -22,7 +22,7 @@ from bnfold.parity.report import PROOF
 from bnfold.parity.rows import Judged, is_list, judged, text_in, texts_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
-_MOST_FINDINGS = 12  # of a tier, above the tables; the rest stand with the tier
+_MOST_FINDINGS = 6  # of a tier, above the tables; the rest stand with the tier
 _VERDICTS = {
     "holds": "Parity holds",
     "fails": "Parity does not hold",

@@ -27,7 +27,8 @@ def kills(rows: Sequence[Judged]) -> Iterator[str]:
     tiers = sorted({tier for row in rows for tier in _caught(row)})
     groups: dict[str, list[Judged]] = {}
     for row in rows:
-        groups.setdefault(text_in(row.row, "kind") or text_in(row.row, "mutant") or row.name, []).append(row)
+        kind = text_in(row.row, "kind").replace("_", " ").lower()
+        groups.setdefault(kind or text_in(row.row, "mutant") or row.name, []).append(row)
     lines = [("", _counts(escaped(shortened(name, LONG)), tiers, some)) for name, some in groups.items()]
     if len(groups) > 1:
         lines.append(("", _counts("<b>all</b>", tiers, rows)))
