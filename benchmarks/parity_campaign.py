@@ -12,12 +12,15 @@ benchmarks/results/parity_campaign.json, a run a dtype and depth, and prints the
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,14 +38,15 @@ from bnfold.runtime import open_session, run
 
 RESULTS = Path(__file__).resolve().parent / "results" / "parity_campaign.json"
 LOCAL_ROWS, ROWS = 2, 16
-SHOWN = 20  # alarms that are written down
+CHUNK = 25  # networks after which the figures are written down
+SHOWN = 20  # alarms of them that are
 
 
 @dataclass
 class Tally:
     """What was seen so far. alarms: by tier; ratios: T2's largest of each network; corners: T3's of each network."""
 
-    networks: int = 0
+    seeds: list[int] = field(default_factory=list)
     layers: list[int] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     tensors: int = 0
@@ -93,6 +97,7 @@ def examine(seed: int, depth: int, dtype: str, tally: Tally) -> None:
     _triangle(seed, model, result.model, tally)
     clock.lap("T3")
     _count(tally, layers, result.report, certificate, local)
+    tally.seeds.append(seed)
 
 
 class _Clock:
@@ -120,7 +125,6 @@ def _triangle(seed: int, model: Any, folded: Any, tally: Tally) -> None:
 
 
 def _count(tally: Tally, layers: int, report: Any, certificate: Any, local: Any) -> None:
-    tally.networks += 1
     tally.layers.append(layers)
     tally.outcomes.update(report.counts)
     tally.tensors += len(certificate.tensors)
@@ -135,29 +139,36 @@ def _count(tally: Tally, layers: int, report: Any, certificate: Any, local: Any)
     tally.regions += sum(one.kind == "region" for one in measured)
 
 
-def figures(tally: Tally, options: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """What is written down."""
-    t2 = {
-        f"largest_ratio_of_{kind}s": _quantiles(found) for kind, found in tally.ratios.items() if found
-    }  # fmt: skip
-    return {
-        "dtype": options.dtype, "depth": options.depth, "seeds": [options.seed, options.seed + tally.networks - 1],
-        "networks": tally.networks, "layers": [min(tally.layers), max(tally.layers)], "layers_total": sum(tally.layers),
-        "norms": dict(tally.outcomes), "alarms": {tier: tally.alarms[tier] for tier in ("T1", "T2", "T3")},
-        "cannot_tell": dict(tally.doubts),
-        "T1": {"tensors": tally.tensors, "values": tally.values, "worst_ulp": tally.worst_ulp},
-        "T2": {"sites": tally.sites, "regions": tally.regions, "elements": tally.elements, **t2,
-               "not_bounded": dict(tally.unbounded)},
-        "T3": {"ratio": _quantiles(tally.corners)},
-        "sentences": tally.sentences[:SHOWN],
-        "seconds": round(seconds, 1), "seconds_by_step": {key: round(value, 1) for key, value in tally.seconds.items()},
-        "machine": _machine(),
-    }  # fmt: skip
+def figures(tally: Tally) -> dict[str, Any]:
+    """What is written down of a run."""
+    found = {field.name: getattr(tally, field.name) for field in dataclasses.fields(tally)}
+    found["ratios"] = {kind: _short(ratios) for kind, ratios in tally.ratios.items()}
+    found["corners"] = _short(tally.corners)
+    found["sentences"] = tally.sentences[:SHOWN]
+    found["seconds"] = {step: round(value, 1) for step, value in tally.seconds.items()}
+    return found
 
 
-def _quantiles(values: list[float]) -> dict[str, float]:
-    marks = {"least": 0.0, "median": 0.5, "p90": 0.9, "p99": 0.99, "largest": 1.0}
-    return {name: float(np.quantile(values, at)) for name, at in marks.items()}
+def _short(values: list[float]) -> list[float]:
+    """Rounded up to four digits, so that a thousand fit on a page."""
+    return [math.ceil(value * 10_000) / 10_000 if math.isfinite(value) else value for value in values]
+
+
+def joined(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The figures of two runs on different networks as those of one."""
+    if set(one["seeds"]) & set(other["seeds"]):
+        raise SystemExit("these networks have been run before; choose another --seed, or remove the results")
+    found = {}
+    for key, value in one.items():
+        if key == "worst_ulp":
+            found[key] = max(value, other[key])
+        elif key == "ratios":
+            found[key] = {kind: value[kind] + other[key][kind] for kind in value}
+        elif isinstance(value, dict):
+            found[key] = dict(Counter(value) + Counter(other[key]))
+        else:
+            found[key] = value + other[key]
+    return found
 
 
 def _machine() -> dict[str, Any]:
@@ -180,34 +191,36 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def page(runs: list[dict[str, Any]]) -> str:
+def page(runs: Mapping[str, Any]) -> str:
     """The runs as a Markdown table."""
     lines = [
         "| dtype | networks | layers | alarms T1, T2, T3 | T1: values, worst ulp | T2: sites, regions | "
         "T2: largest observed / bound (sites, regions) | T3: ratio median, 99%, largest | time |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for one in runs:
-        t1, t2, t3 = one["T1"], one["T2"], one["T3"]["ratio"]
-        alarms = ", ".join(str(one["alarms"][tier]) for tier in ("T1", "T2", "T3"))
-        ratios = ", ".join(
-            f"{t2[f'largest_ratio_of_{kind}s']['largest']:.3g}" if f"largest_ratio_of_{kind}s" in t2 else "none"
-            for kind in ("site", "region")
-        )
+    for name, one in sorted(runs.items(), reverse=True):
+        alarms = ", ".join(str(one["alarms"].get(tier, 0)) for tier in ("T1", "T2", "T3"))
+        largest = ", ".join(f"{max(found, default=0.0):.3g}" for found in one["ratios"].values())
+        corners = ", ".join(f"{np.quantile(one['corners'], at):.2f}" for at in (0.5, 0.99, 1.0))
         lines.append(
-            f"| {one['dtype']} | {one['networks']:,} | {one['layers'][0]} to {one['layers'][1]} | {alarms} "
-            f"| {t1['values']:,}, {t1['worst_ulp']:.4f} | {t2['sites']:,}, {t2['regions']:,} | {ratios} "
-            f"| {t3['median']:.2f}, {t3['p99']:.2f}, {t3['largest']:.2f} | {one['seconds'] / 60:.0f} min |"
+            f"| {name} | {len(one['seeds']):,} | {min(one['layers'])} to {max(one['layers'])} | {alarms} "
+            f"| {one['values']:,}, {one['worst_ulp']:.4f} | {one['sites']:,}, {one['regions']:,} | {largest} "
+            f"| {corners} | {sum(one['seconds'].values()) / 60:.0f} min |"
         )
     return "\n".join(lines)
 
 
-def record(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Put a run in the place of an earlier one of its dtype and depth; gives all runs."""
-    runs = json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
-    runs = [one for one in runs if (one["dtype"], one["depth"]) != (found["dtype"], found["depth"])]
-    runs.append(found)
-    RESULTS.write_text(json.dumps({"command": "python benchmarks/parity_campaign.py", "runs": runs}, indent=1) + "\n")
+def record(tally: Tally, name: str, path: Path) -> dict[str, Any]:
+    """Add a run to a file of results; gives all runs of the file."""
+    stored = json.loads(path.read_text()) if path.exists() else {"runs": {}}
+    return _write(stored["runs"], {name: figures(tally)}, path)
+
+
+def _write(runs: dict[str, Any], more: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    for name, one in more.items():
+        runs[name] = joined(runs[name], one) if name in runs else one
+    document = {"command": "python benchmarks/parity_campaign.py", "machine": _machine(), "runs": runs}
+    path.write_text(json.dumps(document) + "\n")
     return runs
 
 
@@ -217,22 +230,23 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--depth", type=int, default=24)
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float32")
-    parser.add_argument("--minutes", type=float, default=None, help="stop after so long, and say how many there were")
-    parser.add_argument("--print", action="store_true", help="write no file")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="the file of results, to which the figures are added")
+    parser.add_argument("--join", type=Path, nargs="*", default=(), help="add these files of results, and run nothing")
     options = parser.parse_args()
-    tally, started = Tally(), time.monotonic()
-    for seed in range(options.seed, options.seed + options.count):
-        examine(seed, options.depth, options.dtype, tally)
-        spent = time.monotonic() - started
-        if tally.networks % 50 == 0:
-            worst = {kind: max(found, default=0.0) for kind, found in tally.ratios.items()}
-            print(f"{tally.networks} networks, {spent:.0f} s, alarms {dict(tally.alarms)}, T2 {worst}", flush=True)
-        if options.minutes is not None and spent > 60 * options.minutes:
-            break
-    found = figures(tally, options, time.monotonic() - started)
-    print(json.dumps(found, indent=1) if options.print else page(record(found)))
-    for sentence in tally.sentences[:SHOWN]:
-        print(sentence)
+    if options.join:
+        runs = json.loads(options.out.read_text())["runs"] if options.out.exists() else {}
+        for path in options.join:
+            runs = _write(runs, json.loads(path.read_text())["runs"], options.out)
+        print(page(runs))
+        return
+    name = options.dtype if options.depth == 24 else f"{options.dtype}, {options.depth} layers"
+    for begin in range(options.seed, options.seed + options.count, CHUNK):
+        tally = Tally()
+        for seed in range(begin, min(begin + CHUNK, options.seed + options.count)):
+            examine(seed, options.depth, options.dtype, tally)
+        runs = record(tally, name, options.out)
+        print("\n".join([*tally.sentences, page(runs).splitlines()[-1]]), flush=True)
+    print(page(runs))
 
 
 if __name__ == "__main__":

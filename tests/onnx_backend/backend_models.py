@@ -75,6 +75,15 @@ def readable(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
+def with_inputs(kind: str) -> Iterator[Case]:
+    """The converted networks at an operator set that bnfold reads, with random inputs; weights are no inputs."""
+    for case in converted(kind):
+        model = readable(case.model)
+        found = Case(kind, case.name, model, batches_of(model, case.name))
+        is_linear = len(model.graph.node) == 1 and model.graph.node[0].op_type in LINEARS
+        yield _promoted(found) if is_linear and len(model.graph.input) > 1 else found
+
+
 def operator_cases(operators: Sequence[str] = OPERATORS) -> Iterator[Case]:
     """The node test cases of some operators, in float32, parameters promoted to initialisers."""
     for module in operators:

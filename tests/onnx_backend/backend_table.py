@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from backend_checks import Found, examine_all
-from backend_models import LIGHT, Case, batches_of, chained, converted, light, operator_cases, readable, shipped
+from backend_models import LIGHT, Case, chained, converted, light, operator_cases, shipped, with_inputs
 
 PAGE = Path(__file__).parents[2] / "docs" / "backend-data.md"
 START, END = "<!-- table: start -->\n", "<!-- table: end -->\n"
@@ -20,23 +19,16 @@ HEAD = (
 )  # fmt: skip
 
 
-def plain(kind: str) -> Iterable[Case]:
-    """The converted networks, at an operator set that bnfold reads, with inputs."""
-    for case in converted(kind):
-        model = readable(case.model)
-        yield dataclasses.replace(case, model=model, batches=batches_of(model, case.name) if kind != "simple" else ())
-
-
 def with_norms(cases: Iterable[Case]) -> Iterable[Case]:
     return (made for case in cases for made in chained(case))
 
 
 FAMILIES: dict[str, Callable[[], Found]] = {
-    "pytorch-converted, as they are": lambda: examine_all(plain("pytorch-converted")),
-    "pytorch-converted, with norms": lambda: examine_all(with_norms(plain("pytorch-converted"))),
-    "pytorch-operator, as they are": lambda: examine_all(plain("pytorch-operator")),
-    "pytorch-operator, with norms": lambda: examine_all(with_norms(plain("pytorch-operator"))),
-    "simple": lambda: examine_all(plain("simple")),
+    "pytorch-converted, as they are": lambda: examine_all(with_inputs("pytorch-converted")),
+    "pytorch-converted, with norms": lambda: examine_all(with_norms(with_inputs("pytorch-converted"))),
+    "pytorch-operator, as they are": lambda: examine_all(with_inputs("pytorch-operator")),
+    "pytorch-operator, with norms": lambda: examine_all(with_norms(with_inputs("pytorch-operator"))),
+    "simple": lambda: examine_all(converted("simple")),
     "operator cases, with norms": lambda: examine_all(with_norms(operator_cases())),
     "light, as they are": lambda: examine_all(map(shipped, LIGHT)),
     "light, with random weights": lambda: examine_all(map(light, LIGHT), moves=["default"], is_large=True),
@@ -66,7 +58,7 @@ def main() -> int:
         found = look()
         lines.append(row(family, found))
         problems += found.problems
-        print(f"{family}: {time.monotonic() - started:.0f} s, {dict(found.reasons)}", file=sys.stderr, flush=True)
+        print(f"{lines[-1]} {time.monotonic() - started:.0f} s, {dict(found.reasons)}", file=sys.stderr, flush=True)
     print("\n".join(lines))
     print("\n".join(problems), file=sys.stderr)
     if options.write:

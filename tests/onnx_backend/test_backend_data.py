@@ -11,13 +11,12 @@ from backend_models import (
     LIGHT,
     OPERATORS,
     Case,
-    batches_of,
     chained,
     converted,
     light,
     operator_cases,
-    readable,
     shipped,
+    with_inputs,
 )
 
 import bnfold
@@ -73,8 +72,7 @@ def test_old_models_are_refused_in_a_sentence_and_others_fold(kind: str) -> None
 
 @pytest.mark.parametrize("kind", ["pytorch-converted", "pytorch-operator"])
 def test_converted_networks_with_norms(kind: str) -> None:
-    cases = [dataclasses.replace(case, model=readable(case.model)) for case in converted(kind)]
-    cases = [dataclasses.replace(case, batches=batches_of(case.model, case.name)) for case in cases]
+    cases = list(with_inputs(kind))
     plain = examine_all(cases, moves=["all"])
     assert plain.models == len(cases) > 30
     assert not plain.problems, "\n".join(plain.problems)
