@@ -22,6 +22,7 @@ from parity_tf32 import in_tf32
 from bnfold.build import build_bundle
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.runtimes import RuntimeMatrix, check_runtimes, places
+from bnfold.parity.runtimes import matrix as matrix_module
 from bnfold.runtime import open_session
 
 
@@ -55,34 +56,38 @@ def matrix(seed: int, dtype: str) -> RuntimeMatrix:
         return check_runtimes(Evidence(bundle))
 
 
+def spread(dtype: str, count: int) -> None:
+    ratios: dict[str, list[float]] = defaultdict(list)
+    apart: dict[str, list[float]] = defaultdict(list)
+    alarms: list[str] = []
+    for seed in range(count):
+        found = matrix(seed, dtype)
+        alarms += [f"seed {seed}: {cell.sentence()}" for cell in found.measured if cell.holds is not True]
+        alarms += [f"seed {seed}: {one.sentence()}" for one in found.invariances if one.holds is not True]
+        for cell in found.measured:
+            if cell.worst is not None:
+                ratios[f"{cell.place}, {'all' if cell.optimised else 'off'}"].append(cell.worst.ratio)
+        for one in found.invariances:
+            apart[f"{one.place}, {'all' if one.optimised else 'off'}"].append(one.ulp)
+    for where, values in ratios.items():
+        middle, high, most = np.quantile(values, [0.5, 0.99, 1])
+        same = sum(ulp == 0 for ulp in apart[where])
+        print(
+            f"| {dtype}, {where} | {len(values)} | {middle:.2f}, {high:.2f}, {most:.2f} | "
+            f"{same} of {len(apart[where])} | {max(apart[where]):.3g} |"
+        )
+    print(f"{dtype}: {len(alarms)} alarms", *alarms[:5], sep="\n  ")
+
+
 def main() -> None:
     networks = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    every = places.list_places()
     places.open_session = opened
     begun = time.monotonic()
-    for dtype, count in (("float32", networks), ("float16", networks // 4)):
-        ratios: dict[str, list[float]] = defaultdict(list)
-        alarms: list[str] = []
-        identical = apart = 0
-        worst = 0.0
-        for seed in range(count):
-            found = matrix(seed, dtype)
-            alarms += [f"seed {seed}: {cell.sentence()}" for cell in found.measured if cell.holds is not True]
-            alarms += [f"seed {seed}: {one.sentence()}" for one in found.invariances if one.holds is not True]
-            for cell in found.measured:
-                if cell.worst is not None and (cell.tf32 is None or (cell.tf32 and dtype == "float32")):
-                    where = "TF32, played by the CPU" if cell.tf32 else "CPU"
-                    ratios[where if cell.tf32 else f"CPU, optimisations {'all' if cell.optimised else 'off'}"].append(
-                        cell.worst.ratio
-                    )
-            for one in found.invariances:
-                identical += one.identical
-                apart += not one.identical
-                worst = max(worst, one.ulp)
-        for where, values in ratios.items():
-            middle, high, most = np.quantile(values, [0.5, 0.99, 1])
-            print(f"{dtype}  {where}: {len(values)} cells, ratio {middle:.2f}, {high:.2f}, {most:.2f}")
-        print(f"{dtype}  sessions: {identical} bit-identical over batches, {apart} not, at most {worst:.3g} ulp apart")
-        print(f"{dtype}  alarms: {len(alarms)}", *alarms[:5], sep="\n  ")
+    matrix_module.list_places = lambda: tuple(place for place in every if place.tf32 is not False)
+    spread("float32", networks)
+    matrix_module.list_places = lambda: tuple(place for place in every if place.device == "cpu")
+    spread("float16", networks // 4)
     print(f"{time.monotonic() - begun:.0f} s")
 
 
