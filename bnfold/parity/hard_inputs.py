@@ -19,7 +19,7 @@ from bnfold.samples import Array, Samples
 
 ROWS = 4  # of one kind, at most
 _SEED = 1
-LOWEST = "lowest margins"
+LOWEST, IMPULSES, EDGES = "lowest margins", "impulses", "edges"
 LARGE = ("ten times the data", "a hundred times the data")
 
 
@@ -197,10 +197,10 @@ _MAKES: Mapping[str, Callable[[_Like], Array]] = {
     "zeros": _zeros,
     "all lowest": lambda like: like.full(like.low),
     "all highest": lambda like: like.full(like.high),
-    "impulses": _impulses,
+    IMPULSES: _impulses,
     "an impulse in a channel": _channel_impulses,
     "frame": _frame,
-    "edges": _edges,
+    EDGES: _edges,
     "chequerboard": _chequerboard,
     "random signs": _random_signs,
     "saturated": _saturated,

@@ -1,7 +1,7 @@
 """T3's rule for few numbers: a kind of hard input, or an input that a search has found.
 
-    rms(folded - truth) <= 3 * (rms(unfolded - truth) + scatter) + sought + floor
-    max|folded - truth| <= 6 * (max|unfolded - truth| + scatter) + sought + floor
+    rms(folded - truth) <= 4 * (rms(unfolded - truth) + scatter) + sought + floor
+    max|folded - truth| <= 8 * (max|unfolded - truth| + scatter) + sought + floor
 
 scatter: the most that any of several re-rounded folded models (`bnfold.parity.rerounding`) is away from the folded one.
 sought: for an input that was searched for alone, see `bnfold.parity.search`. The floor is that of T3, and the least
@@ -25,7 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = Mapping[str, Array]
 Status = Literal["holds", "fails", "cannot tell", "left out"]
 
-FACTOR = 3.0  # in every dtype: the scatter knows what rounding the weights does in half precision
+# Of 900 right folds none came near this limit (docs/hard-inputs.md). One factor for every dtype: the scatter knows what
+# rounding the weights does in half precision.
+FACTOR = 4.0
 VARIANTS = 8  # re-rounded models
 
 

@@ -39,7 +39,7 @@ from bnfold.samples import Samples
 
 Model = onnx.ModelProto
 COUNTS = {
-    "float32 networks": 400, "float16 networks": 150, "float32 single layers": 400, "float16 single layers": 100,
+    "float32 networks": 260, "float16 networks": 100, "float32 single layers": 260, "float16 single layers": 60,
     "other moves": 240,
 }  # fmt: skip
 FIRST_SEED = 5000  # the rules were chosen on networks with smaller seeds
