@@ -1,4 +1,4 @@
-"""The figures of docs/parity.md. Run: python tests/parity/figures.py [mutants] [moves] [bounds] [triangle] [speed]"""
+"""The figures of docs/parity.md. Run: python tests/parity/figures.py [mutants] [bounds] [triangle] [speed]"""
 
 from __future__ import annotations
 
@@ -16,15 +16,12 @@ import onnx_ir as ir
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from parity_move_mutants import MUTANTS, mutant
-from parity_moves import network
-from parity_mutants import FAULTS, FORMULAS, refold, spoil
 from parity_networks import Builder, Layer, add_layer, fold, inputs_for, single, small_cnn
 
 from bnfold.folding import onnx_graph
 from bnfold.parity.certificate import certify, expect
-from bnfold.parity.decisions import decide
 from bnfold.parity.local import check_sites
+from bnfold.parity.mutants import self_test
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.triangle import Corner, compare
 from bnfold.runtime import open_session, run
@@ -33,61 +30,12 @@ ROWS = 200
 
 
 def mutants() -> None:
-    """What each tier says of each mutant of one network."""
-    model = small_cnn()
-    folded = ir.to_proto(fold(model)[1])
-    site = expect(ir.from_proto(model)).sites[1]
-    x = inputs_for(model, batch=ROWS)
-    print(f"mutants of a network with 4 norms; T2 to T4 on {ROWS} inputs; ** marks what the tier catches\n")
-    print(
-        "| mutant | T1: worst ulp, values wrong | T2: worst difference / bound | T3: rms error / unfolded | T4: top-1 |"
-    )
-    print("|---|---|---|---|---|")
-    print(_row("none", model, folded, x))
-    for name, formula in FORMULAS.items():
-        print(_row(name, model, refold(model, folded, formula), x))
-    for fault in FAULTS:
-        print(_row(f"{fault} (one site)", model, spoil(folded, site, fault), x))
-
-
-def moves() -> None:
-    """What T1 and T3 say of each wrong fold of the networks with other edits."""
-    print(f"mutants of other edits, a small network each; T3 on {ROWS} inputs; ** marks what the tier catches\n")
-    print("| mutant | T1: worst ulp, values wrong | T3: rms error / unfolded |\n|---|---|---|")
-    for name, (make, _, _) in MUTANTS.items():
-        model = network(make)
-        reference = ir.from_proto(model)
-        folded, report, _ = onnx_graph.fold(reference, moves="all")
-        wrong = mutant(name, model, ir.to_proto(folded))
-        found = certify(expect(reference, report), ir.from_proto(wrong))
-        corner, _, _ = _triangle(model, wrong, inputs_for(model, batch=ROWS))
-        off = sum(tensor.distances.not_nearest for tensor in found.tensors)
-        total = sum(tensor.distances.elements for tensor in found.tensors)
-        said = f"{found.worst_ulp:,.4g}, {off:,} of {total:,}" if off else "the graph differs"
-        print(f"| {name} | {_bold(said, found.holds)} | {_bold(f'{corner.ratio:,.3g}', corner.holds)} |")
-
-
-def _bold(text: str, holds: bool) -> str:
-    return text if holds else f"**{text}**"
-
-
-def _row(name: str, model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str, Any]) -> str:
-    reference, shipped = ir.from_proto(model), ir.from_proto(folded)
-    expectation = expect(reference)
-    certificate = certify(expectation, shipped)
-    sites = check_sites(reference, shipped, expectation.sites, [x])
-    corner, unfolded, answers = _triangle(model, folded, x)
-    decisions = decide(unfolded, answers)
-    wrong = sum(tensor.distances.not_nearest for tensor in certificate.tensors)
-    total = sum(tensor.distances.elements for tensor in certificate.tensors)
-    worst = max(site.worst_ratio for site in sites)
-    cells = (
-        (f"{certificate.worst_ulp:,.4g}, {wrong:,} of {total:,}", certificate.holds),
-        (f"{worst:,.3g}", all(site.holds for site in sites)),
-        (f"{corner.ratio:,.3g}" if corner.ratio == corner.ratio else "NaN", corner.holds),
-        (f"{decisions.agreement:.1%}", decisions.holds),
-    )
-    return f"| {name} | " + " | ".join(_bold(text, holds) for text, holds in cells) + " |"
+    """The kill table: what each tier says of every mutant of the specimens."""
+    table = self_test(None)
+    networks = len({trial.network for trial in table.trials})
+    print(f"{len(table.trials):,} mutants of {networks} networks; T3 and T4 on 64 inputs, T2 on 4\n")
+    print(f"{table.to_markdown()}\n\n{table.verdict()}; {table.seconds:.0f} s")
+    print(f"{len(table.identical)} more are identical after rounding")
 
 
 def _triangle(model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str, Any]) -> tuple[Corner, Any, Any]:
@@ -199,9 +147,9 @@ if __name__ == "__main__":
     print(
         f"{platform.machine()}, Python {platform.python_version()}, numpy {np.__version__}, onnx {onnx.__version__}\n"
     )
-    chosen = sys.argv[1:] or ["mutants", "moves", "bounds", "triangle", "speed"]
+    chosen = sys.argv[1:] or ["mutants", "bounds", "triangle", "speed"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
         for part in chosen:
-            {"mutants": mutants, "moves": moves, "bounds": bounds, "triangle": triangle, "speed": speed}[part]()
+            {"mutants": mutants, "bounds": bounds, "triangle": triangle, "speed": speed}[part]()
             print()
