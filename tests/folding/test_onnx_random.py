@@ -22,6 +22,9 @@ FOUND = (
     2177,  # Clip-6 with no upper bound of its own, in float64
     2616,  # float64: ONNX Runtime's optimiser rounds a factor to float32
     3615,  # float16: it fuses what is left of norms less exactly than it runs them
+    4836,  # outputs of so few elements that the unfolded network was much nearer to the truth by luck
+    8550,
+    9980,
 )
 RELAXED = [
     HealthCheck.too_slow,
