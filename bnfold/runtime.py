@@ -19,6 +19,18 @@ if TYPE_CHECKING:
 Device = Literal["auto", "cpu", "cuda"]
 Array = np.ndarray[Any, np.dtype[Any]]
 
+
+class NoCuda(BnfoldError):
+    """CUDA was asked for and did not start. reason: why, as the runtime has it."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"device 'cuda' was asked for, but CUDA did not start ({reason}); "
+            "install the extra `cuda` and a driver, or use --device cpu"
+        )
+        self.reason = reason
+
+
 # ONNX Runtime's severity scale: 0 verbose .. 4 fatal; warnings are its default.
 _WARNINGS, _SILENT = 2, 4
 
@@ -49,7 +61,7 @@ def open_session(
 
     `optimise=False` turns every graph optimisation off: the reference side of a comparison must run so, because
     ONNX Runtime would otherwise fold it too and the comparison would prove nothing. `device="cuda"` gives CUDA or a
-    BnfoldError; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
+    NoCuda; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
     tf32: whether CUDA may round the factors of float32 products to TF32, as the runtime does by itself; off here.
     """
     check_install()
@@ -111,10 +123,7 @@ def _open_cuda(ort: Any, source: bytes | str, options: Any, *, tf32: bool, requi
         finally:
             ort.set_default_logger_severity(_WARNINGS)
     if required:
-        raise BnfoldError(
-            f"device 'cuda' was asked for, but CUDA did not start ({reason}); "
-            "install the extra `cuda` and a driver, or use --device cpu"
-        )
+        raise NoCuda(reason)
     return None
 
 

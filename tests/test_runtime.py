@@ -11,8 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from bnfold import runtime
 from bnfold.errors import BnfoldError
-from bnfold.runtime import check_install, open_session, run
+from bnfold.runtime import NoCuda, check_install, open_session, run
 
 
 def doubled() -> bytes:
@@ -105,3 +106,28 @@ def test_notices_both_builds_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(importlib.metadata, "version", lambda _: "1.0")
     with pytest.raises(BnfoldError, match="overwrite each other"):
         check_install()
+
+
+@pytest.mark.skipif(cuda_starts(), reason="this machine has a CUDA driver")
+@pytest.mark.parametrize("tf32", [False, True])
+def test_the_reason_why_cuda_did_not_start_stands_by_itself(tf32: bool) -> None:
+    with pytest.raises(NoCuda) as raised:
+        open_session(doubled(), optimise=False, device="cuda", tf32=tf32)
+    assert raised.value.reason
+    assert raised.value.reason in str(raised.value)
+
+
+@pytest.mark.parametrize(("tf32", "option"), [(False, "0"), (True, "1")])
+def test_tf32_is_off_unless_it_is_asked_for(monkeypatch: pytest.MonkeyPatch, tf32: bool, option: str) -> None:
+    """ONNX Runtime has it on by itself."""
+    asked = []
+
+    def opened(_ort: object, _source: object, _options: object, providers: list) -> None:
+        asked.append(providers)
+        raise RuntimeError("no driver")
+
+    monkeypatch.setattr(runtime, "_open", opened)
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: ["CUDAExecutionProvider"])
+    with pytest.raises(NoCuda, match="no driver"):
+        open_session(doubled(), optimise=True, device="cuda", tf32=tf32)
+    assert asked == [[("CUDAExecutionProvider", {"use_tf32": option})]]

@@ -25,7 +25,7 @@ from bnfold.parity.runtimes import places as places_module
 from bnfold.parity.runtimes.judgement import distance, invariance
 from bnfold.parity.runtimes.places import Place
 from bnfold.parity.runtimes.trials import Batch, Trials, make_trials, rows_are_independent
-from bnfold.runtime import open_session
+from bnfold.runtime import NoCuda, open_session
 from bnfold.samples import Samples
 
 ONE_PLACE = (Place("CPU with 1 thread", "cpu", 1),)
@@ -89,7 +89,7 @@ def test_all_cores_are_a_place_of_their_own(pristine: Path) -> None:
 def test_cuda_that_does_not_come_up_is_one_row_with_the_reason(pristine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, device: str, **__: Any) -> Any:
         assert device == "cuda"
-        raise BnfoldError("device 'cuda' was asked for, but CUDA did not start (no driver)")
+        raise NoCuda("libcuda.so.1 is not there")
 
     cuda = tuple(place for place in places_module.list_places() if place.device == "cuda")
     assert [place.tf32 for place in cuda] == [False, True]
@@ -102,7 +102,7 @@ def test_cuda_that_does_not_come_up_is_one_row_with_the_reason(pristine: Path, m
     found = check(pristine)
     assert found.holds is True
     (absent,) = (cell for cell in found.cells if cell.absent)
-    assert absent.sentence() == ("CUDA: not present: device 'cuda' was asked for, but CUDA did not start (no driver)")
+    assert absent.sentence() == "CUDA: not present: libcuda.so.1 is not there"
     assert absent.to_dict()["status"] == "not present"
     assert found.headline().endswith("not present: CUDA")
 

@@ -15,7 +15,7 @@ from bnfold.errors import BnfoldError
 from bnfold.parity.runtimes.cells import SAME_YARDSTICK, Cell, Invariance
 from bnfold.parity.runtimes.judgement import Answers, invariance, judge, judge_beside, with_reference
 from bnfold.parity.runtimes.trials import Trials
-from bnfold.runtime import open_session, run
+from bnfold.runtime import NoCuda, open_session, run
 
 Session: TypeAlias = Any  # ONNX Runtime's, which has no types
 Say: TypeAlias = Callable[[str], None]
@@ -128,7 +128,7 @@ def _absent(blank: Cell, place: Place, problem: BnfoldError) -> Cell:
     """One cell for all that could not be tried: of CUDA as a whole, when its first session does not come up."""
     if place.device == "cuda" and not blank.optimised:
         blank = dataclasses.replace(blank, place="CUDA", optimised=None, tf32=None)
-    return dataclasses.replace(blank, absent=str(problem))
+    return dataclasses.replace(blank, absent=problem.reason if isinstance(problem, NoCuda) else str(problem))
 
 
 def _answers(session: Session, trials: Trials, size: int) -> Answers:
