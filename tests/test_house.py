@@ -167,7 +167,8 @@ def test_wheel_ships_bnfold_and_service_only(tmp_path: Path):
         (entry_points,) = (name for name in names if name.endswith("entry_points.txt"))
         scripts = archive.read(entry_points).decode()
     assert {top for top in tops if not top.endswith(".dist-info")} == {"bnfold", "service"}
-    assert {"bnfold/py.typed", "service/py.typed", "bnfold/parity/parity.schema.json"} <= names
+    assert {"bnfold/py.typed", "service/py.typed"} <= names
+    assert {"bnfold/parity/parity.schema.json", "bnfold/parity/audit.schema.json"} <= names
     assert {path.relative_to(ROOT).as_posix() for path in SOURCES} <= names
     assert "bnfold = bnfold.__main__:main" in scripts
 

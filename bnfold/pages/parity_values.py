@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from bnfold.pages.parity_words import SHARES, SIGNS, words
+from bnfold.pages.parity_words import MEASURED, SHARES, SIGNS, words
 from bnfold.pages.text import escaped
 from bnfold.parity.rows import is_list
 
@@ -20,7 +20,7 @@ _MOST = 200  # items of one list in one cell
 def shown(value: Any, field: str = "", deep: int = 0) -> str:
     """A value as escaped text: numbers in three digits, lists with commas, objects as `key: value`."""
     if value is None:
-        return "–"
+        return "not finite" if field in MEASURED else "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):

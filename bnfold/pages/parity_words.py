@@ -90,6 +90,12 @@ _IN_TIER: Mapping[tuple[str, str], str] = {
     ("T5", "batch_difference_ulp"): "the same in ulp",
 }
 
+MEASURED = frozenset(
+    {"worst_ulp", "worst_ratio", "unfolded_error", "folded_error", "unfolded_rms", "folded_rms", "ratio"}
+    | {"truth_difference", "largest_difference", "batch_difference", "batch_difference_ulp"}
+)
+"""Fields that are always measured: null in a document is a number that is not finite."""
+
 
 def words(field: str, tier: str = "") -> str:
     """What a field is called on the page. tier: whose summary it is in, if it is in one."""

@@ -20,14 +20,16 @@ from parity_networks import small_cnn
 
 from bnfold.build import build_bundle
 from bnfold.parity import ParityReport, TierResult, verify
+from bnfold.parity.audit import audit
+from bnfold.parity.audit.report import SCHEMA_VERSION as AUDIT_VERSION
 from bnfold.parity.report import SCHEMA_VERSION
 from bnfold.parity.schema import load_schema
 
 DESCRIBED = ("T0", "T1", "T2", "T3", "T3b", "T4")
 
 
-def errors(document: dict[str, Any]) -> list[str]:
-    found = jsonschema.Draft202012Validator(load_schema()).iter_errors(document)
+def errors(document: dict[str, Any], kind: Any = "parity") -> list[str]:
+    found = jsonschema.Draft202012Validator(load_schema(kind)).iter_errors(document)
     return [f"{error.json_path}: {error.message}" for error in found]
 
 
@@ -61,14 +63,16 @@ def broken(folder: Path, mend: Any) -> Path:
     return folder
 
 
-def test_the_schema_is_one_and_has_the_version_of_the_report() -> None:
-    schema = load_schema()
+@pytest.mark.parametrize(("kind", "version"), [("parity", SCHEMA_VERSION), ("audit", AUDIT_VERSION)])
+def test_the_schema_is_one_and_has_the_version_of_the_report(kind: Any, version: int) -> None:
+    schema = load_schema(kind)
     jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
-    assert schema["$id"].endswith(f":{SCHEMA_VERSION}")
+    assert schema["properties"]["schema_version"]["const"] == version
+    assert schema["$id"] == f"urn:bnfold:{kind}:{version}"
 
 
-def test_every_field_has_a_description() -> None:
+@pytest.mark.parametrize("kind", ["parity", "audit"])
+def test_every_field_has_a_description(kind: Any) -> None:
     def bare(part: Any, path: str) -> Iterator[str]:
         if isinstance(part, dict):
             for name, field in part.get("properties", {}).items():
@@ -81,8 +85,8 @@ def test_every_field_has_a_description() -> None:
             for at, value in enumerate(part):
                 yield from bare(value, f"{path}[{at}]")
 
-    schema = load_schema()
-    del schema["$defs"]["tier"]["allOf"]  # these only refer
+    schema = load_schema(kind)
+    schema["$defs"]["tier"].pop("allOf", None)  # these only refer
     assert list(bare(schema, "")) == []
 
 
@@ -123,6 +127,19 @@ def test_numbers_that_are_not_finite_are_valid_as_null(broken: Path) -> None:
     document = verify(broken).to_dict()
     assert any(row["worst_ulp"] is None for row in document["tiers"][1]["details"])
     assert errors(document) == []
+
+
+def test_documents_of_audits_are_valid_and_described(pristine: Path, broken: Path) -> None:
+    schema = load_schema("audit")
+    for folded, holds in ((pristine, True), (broken, False)):
+        document = audit(folded / "model.onnx", pristine / "reference.onnx").to_dict()
+        assert document["holds"] is holds
+        assert errors(document, "audit") == []
+        assert document.keys() <= schema["properties"].keys()
+        fields = schema["$defs"]["tensor"]["properties"].keys()
+        assert all(row.keys() <= fields for row in document["tensors"])
+        document["tensors"][0]["verdict"] = "fine"
+        assert len(errors(document, "audit")) == 1
 
 
 def test_the_command_writes_what_the_schema_describes(pristine: Path) -> None:
