@@ -92,6 +92,22 @@ def free_size_network(*, mixing: bool = False, seed: int = 2) -> onnx.ModelProto
     return _model(nodes, [("input", ["N", 1, "H", "W"])], [("output", ["N", 2, "H", "W"])], weights)
 
 
+def dense_network(batch: int | str, classes: int, last: str = "Identity", seed: int = 3) -> onnx.ModelProto:
+    """(batch, 4) -> Gemm, BatchNormalization, last -> (batch, C), the number of classes left open."""
+    generator = np.random.default_rng(seed)
+    norm = [f"n.{part}" for part in ("gamma", "beta", "mean", "variance")]
+    nodes = [
+        helper.make_node("Gemm", ["x", "w", "b"], ["linear"], name="linear"),
+        helper.make_node("BatchNormalization", ["linear", *norm], ["normed"], name="n"),
+        helper.make_node(last, ["normed"], ["y"], name="last"),
+    ]
+    weights = [
+        *_weights(w=generator.normal(0, 1, (4, classes)), b=generator.normal(0, 1, classes)),
+        *_norm(generator, classes, "n"),
+    ]
+    return _model(nodes, [("x", [batch, 4])], [("y", [batch, "C"])], weights)
+
+
 def _model(
     nodes: Sequence[onnx.NodeProto],
     inputs: Sequence[tuple[str, list[str | int]]],

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from service_networks import build_digits, dense_network, save
 from service_runs import ROOT, Running, running
 
 from bnfold import build_bundle
@@ -25,7 +26,6 @@ from bnfold.runtime import open_session, run
 from service.settings import Settings
 
 DIGITS = ROOT / "models" / "digits-cnn" / "1"
-NORM = ("n.gamma", "n.beta", "n.mean", "n.variance")
 METADATA = {
     "name": "digits-cnn",
     "versions": ["1"],
@@ -94,17 +94,24 @@ def test_several_tensors_free_sizes_and_rows_that_mix(server: Running, repositor
     assert {cell.difference for cell in cells} == {0.0}
 
 
-def test_a_fixed_batch_size_has_no_predict(tmp_path: Path) -> None:
-    from onnx import helper
-    from service_networks import _model, _norm, _weights, save
+@pytest.mark.parametrize(("classes", "kind"), [(12, "probabilities"), (1001, "logits")])
+def test_probabilities_and_more_classes_than_predict_names(tmp_path: Path, classes: int, kind: str) -> None:
+    """The exporter may leave the number of classes open, so that the outputs alone tell it."""
+    network = dense_network("N", classes, "Softmax" if kind == "probabilities" else "Identity")
+    source = save(network, tmp_path / "wide.onnx")
+    bundle = build_bundle(source, tmp_path / "models" / "wide", output_kind=kind)
+    with running(Settings(repository=tmp_path / "models", device="cpu", port=0, threads=1)) as started:
+        found = check(bundle, started.url)
+    assert found.holds is True, found.sentences()
+    asked = [cell for cell in of_server(found) if cell.door == "/predict"]
+    if classes > 1000:
+        assert [cell.absent for cell in asked] == ["/predict names 1,000 classes at most, the network has 1,001"]
+    else:
+        assert {cell.difference for cell in asked} == {0.0}
 
-    generator = np.random.default_rng(3)
-    nodes = [
-        helper.make_node("Gemm", ["x", "w", "b"], ["linear"], name="linear"),
-        helper.make_node("BatchNormalization", ["linear", *NORM], ["y"], name="n"),
-    ]  # fmt: skip
-    weights = [*_weights(w=generator.normal(0, 1, (4, 3)), b=generator.normal(0, 1, 3)), *_norm(generator, 3, "n")]
-    source = save(_model(nodes, [("x", [5, 4])], [("y", [5, 3])], weights), tmp_path / "fixed.onnx")
+
+def test_a_fixed_batch_size_has_no_predict(tmp_path: Path) -> None:
+    source = save(dense_network(5, 3), tmp_path / "fixed.onnx")
     bundle = build_bundle(source, tmp_path / "models" / "fixed")
     with running(Settings(repository=tmp_path / "models", device="cpu", port=0, threads=1)) as started:
         found = check(bundle, started.url)
@@ -137,8 +144,6 @@ def test_another_bundle_under_another_name_is_said_plainly(server: Running) -> N
 
 def test_another_version_of_the_same_network_is_told_by_its_digest_and_its_answers(tmp_path: Path) -> None:
     """The same name, version and shapes: only the weights are others."""
-    from service_networks import build_digits
-
     own = build_digits(tmp_path / "own", tmp_path / "sources", seed=0)
     build_digits(tmp_path / "other", tmp_path / "sources", seed=1)
     with running(Settings(repository=tmp_path / "other", device="cpu", port=0, threads=1)) as started:

@@ -42,8 +42,8 @@ class Entrance:
     softmax: str | None = None
 
 
-def list_entrances(manifest: Manifest) -> tuple[Entrance, ...]:
-    """The Open Inference Protocol with blobs, with JSON, and /predict."""
+def list_entrances(manifest: Manifest, like: Outputs) -> tuple[Entrance, ...]:
+    """The Open Inference Protocol with blobs, with JSON, and /predict. like: outputs of one batch."""
     names = [spec.name for spec in manifest.outputs]
     path = f"/v2/models/{manifest.name}/versions/{manifest.version}/infer"
 
@@ -56,7 +56,7 @@ def list_entrances(manifest: Manifest) -> tuple[Entrance, ...]:
     return (
         Entrance("v2 binary", path, lambda inputs: write_request(inputs, names, binary=True), read, _same),
         Entrance("v2 JSON", path, lambda inputs: write_request(inputs, names, binary=False), read, _same, no_json),
-        _predict(manifest),
+        _predict(manifest, like),
     )
 
 
@@ -64,15 +64,15 @@ def _same(outputs: Outputs) -> Outputs:
     return outputs
 
 
-def _predict(manifest: Manifest) -> Entrance:
+def _predict(manifest: Manifest, like: Outputs) -> Entrance:
     """/predict: rows in, probabilities out where the network gives classes, else its outputs."""
     first = manifest.outputs[0]
     classes = manifest.output_kind != "raw" and len(first.shape) == 2
     missing = ""
     if any(spec.shape[:1] != (-1,) for spec in (*manifest.inputs, *manifest.outputs)):
         missing = "/predict is for networks with a free batch size"
-    if classes and first.shape[1] > _MOST_CLASSES:
-        missing = f"/predict names {_MOST_CLASSES:,} classes at most, the network has {first.shape[1]:,}"
+    if classes and (count := like[first.name].shape[1]) > _MOST_CLASSES:
+        missing = f"/predict names {_MOST_CLASSES:,} classes at most, the network has {count:,}"
 
     def view(outputs: Outputs) -> Outputs:
         return {first.name: to_chances(outputs[first.name], manifest.output_kind)} if classes else outputs

@@ -56,7 +56,7 @@ def check_server(
     cells: list[Cell] = []
     invariances: list[Invariance] = []
     digests: set[str] = set()
-    for entrance in list_entrances(bundle.manifest):
+    for entrance in list_entrances(bundle.manifest, trials.yardstick[trials.sizes[0]][0]):
         place = dataclasses.replace(blank, door=entrance.door)
         say(f"{place.configuration}: batches of {', '.join(map(str, trials.sizes))}")
         visit = _Visit(bundle, base, entrance, place, trials, local, decided)
