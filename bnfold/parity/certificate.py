@@ -138,7 +138,13 @@ def certify(
     """
     names = [new.tensor for new in expectation.tensors]
     structure = expectation.problems + differences(expectation.model, folded, recomputed=names)
-    linears = {id(edit.weight): edit for edit in expectation.plan.edits if isinstance(edit, SetWeights)}
+    linears = {
+        id(part): edit
+        for edit in expectation.plan.edits
+        if isinstance(edit, SetWeights)
+        for part in (edit.weight, edit.bias)
+        if part is not None
+    }
     others = expectation.plan.norms if explain else None
     found = (
         _judged(new, linears.get(id(new.expr)), expectation.model, folded, others)
@@ -244,7 +250,7 @@ def _judged(
 ) -> TensorVerdict | None:
     """A new tensor against its exact value; one that is not there, or misshapen, has no verdict.
 
-    edit: that of a weight. others: all norms, to look for a cause among; None: it is not looked for.
+    edit: that of a weight or bias. others: all norms, to look for a cause among; None: it is not looked for.
     """
     wanted, shipped = _stored(expected, new.tensor), _stored(folded, new.tensor)
     if wanted is None or shipped is None or (shipped.dtype, shipped.shape) != (wanted.dtype, wanted.shape):
@@ -255,18 +261,23 @@ def _judged(
     else:  # one number for every place
         expr = spread(view(expr, (1,) * shipped.ndim), shipped.shape)
     names = tuple(norm.name for norm in new.norms)
+    of_weight = edit if new.role == "weight" else None
     try:
         found = measure(expr, shipped)
         if not found.not_nearest:
-            return TensorVerdict(new.tensor, new.role, new.owner, names, found, _channel(new, edit, found.worst_index))
+            return TensorVerdict(
+                new.tensor, new.role, new.owner, names, found, _channel(new, of_weight, found.worst_index)
+            )
         wrong = np.zeros(shipped.shape, bool)
         measure(expr, shipped, wrong=wrong)
     except ParityError as problem:
         labels = " and ".join(f"'{norm.name}'" for norm in new.norms)
         raise ParityError(f"{new.role} of '{new.owner}' with {labels}: {problem}") from None
+    linear = edit.linear if edit is not None else None
+    cause = None if others is None else likely_cause(new, shipped, others, wrong=wrong, linear=linear)
     return TensorVerdict(
-        new.tensor, new.role, new.owner, names, found, _channel(new, edit, found.worst_index),
-        _channels(new, edit, wrong), None if others is None else likely_cause(new, shipped, others, wrong=wrong),
+        new.tensor, new.role, new.owner, names, found, _channel(new, of_weight, found.worst_index),
+        _channels(new, of_weight, wrong), cause,
     )  # fmt: skip
 
 

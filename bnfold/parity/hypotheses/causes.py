@@ -13,11 +13,11 @@ import numpy as np
 from bnfold.errors import BnfoldError
 from bnfold.folding.evaluation import Source
 from bnfold.folding.expressions import Array, Expr, size_of, spread, view
-from bnfold.folding.facts import Norm
+from bnfold.folding.facts import Linear, Norm
 from bnfold.folding.onnx_edits import NewTensor
 from bnfold.parity.hypotheses.arrays import narrowed, permuted, scaled, turned
 from bnfold.parity.hypotheses.formulas import formulas, maps, scaled_variance, strangers
-from bnfold.parity.hypotheses.layouts import branches, layouts
+from bnfold.parity.hypotheses.layouts import branches, layouts, through_padding
 from bnfold.parity.hypotheses.rewriting import Rewrite, Tree
 from bnfold.parity.hypotheses.terms import F64, Slack, Terms, evaluate
 from bnfold.parity.nearest import measure
@@ -48,20 +48,28 @@ class Cause:
 
 
 def likely_cause(
-    new: NewTensor, shipped: Array, others: Sequence[Norm] = (), *, wrong: Array | None = None
+    new: NewTensor,
+    shipped: Array,
+    others: Sequence[Norm] = (),
+    *,
+    wrong: Array | None = None,
+    linear: Linear | None = None,
 ) -> Cause | None:
     """What explains at least 90% of the wrong elements of a tensor, and spoils no right one; None when nothing does.
 
     shipped: of as many elements as the tensor's expression, or of more where that is one number. others: further norms
-    of the network. wrong: bool, in the shape of `shipped`; None: where it is not the nearest. Never raises.
+    of the network. wrong: bool, in the shape of `shipped`; None: where it is not the nearest. linear: what reads
+    the tensor, as the source has it. Never raises.
     """
     try:
-        return _cause(new, shipped, others, wrong)
+        return _cause(new, shipped, others, wrong, linear)
     except (BnfoldError, ArithmeticError, LookupError, TypeError, ValueError, RuntimeError, MemoryError, OSError):
         return None  # a guess is no reason to fail
 
 
-def _cause(new: NewTensor, shipped: Array, others: Sequence[Norm], wrong: Array | None) -> Cause | None:
+def _cause(
+    new: NewTensor, shipped: Array, others: Sequence[Norm], wrong: Array | None, linear: Linear | None
+) -> Cause | None:
     expr = _full(new.expr, shipped)
     shipped = shipped.reshape(expr.shape)
     if wrong is None:
@@ -78,7 +86,7 @@ def _cause(new: NewTensor, shipped: Array, others: Sequence[Norm], wrong: Array 
     case = _Case.of(new, shipped, wrong)
     if case.of_rounding >= 1:
         return Cause(ROUNDING, "consistent with rounding: a right fold computed in less precision", 1.0)
-    return case.best(_known(case, others)) or case.best(_shaped(case)) or case.rounded()
+    return case.best(_known(case, others, linear)) or case.best(_shaped(case)) or case.rounded()
 
 
 def _full(expr: Expr, shipped: Array) -> Expr:
@@ -178,11 +186,11 @@ def _rows(tree: Tree, wrong: Array) -> list[int] | None:
 # ------------------------------------------------------------------------------------------------- the guesses
 
 
-def _known(case: _Case, others: Sequence[Norm]) -> Iterator[Guess]:
+def _known(case: _Case, others: Sequence[Norm], linear: Linear | None) -> Iterator[Guess]:
     """Wrong formulas and layouts, from the expression."""
     left = _NODES
     yield from _variance(case)
-    for rewrite in rewrites(case.new, others):
+    for rewrite in rewrites(case.new, others, linear):
         yield rewrite.code, rewrite.words, evaluate(rewrite.expr, case.source, case.rows)
         left -= len(case.tree.nodes)
         if left < 0:
@@ -261,10 +269,12 @@ def _shaped(case: _Case) -> Iterator[Guess]:
     yield "NEGATED", "the sign is wrong", Terms(turned_over, case.exact.size)
 
 
-def rewrites(new: NewTensor, others: Sequence[Norm] = ()) -> Iterator[Rewrite]:
+def rewrites(new: NewTensor, others: Sequence[Norm] = (), linear: Linear | None = None) -> Iterator[Rewrite]:
     """Every wrong fold of a new tensor that follows from its expression, in the order in which they are tried."""
     tree = Tree(new.expr)
     yield from layouts(new, tree)
+    if linear is not None:
+        yield from through_padding(new, linear)
     yield from formulas(tree, new.norms)
     yield from maps(tree, new.norms)
     yield from branches(new, tree)

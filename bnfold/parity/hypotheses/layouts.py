@@ -27,7 +27,9 @@ from bnfold.folding.expressions import (
     size_of,
     view,
 )
+from bnfold.folding.facts import Linear
 from bnfold.folding.onnx_edits import NewTensor
+from bnfold.folding.weights import response, weights_of
 from bnfold.parity.hypotheses.rewriting import Rewrite, Tree, full, known_statistics, plain, shaped
 
 MOST = 12  # places at which one and the same thing is tried
@@ -71,6 +73,7 @@ def _other_axis(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
 
 def _widened(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
     """Numbers of channels repeated for groups or places: in the other order, for the first group, at one place."""
+    mixed: dict[int, Expr] = {}
     for node in tree.nodes:
         if not isinstance(node, View) or not isinstance(node.of, Spread) or size_of(node.of) == size_of(node.of.of):
             continue
@@ -81,8 +84,7 @@ def _widened(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
         perms = [(*wide, *kept), (*kept, *wide)]
         perm = next((perm for perm in perms if _moves(perm, large)), None)
         if perm is not None:
-            words = "the channels were taken in the other order: interleaved, not in blocks"
-            yield tree.replaced("INTERLEAVED", words, {id(node): View(Permute(inner, perm), node.shape)})
+            mixed[id(node)] = View(Permute(inner, perm), node.shape)
         if len(small) == 3 and small[0] > 1 and small[1] == 1:
             first = View(Spread(Take(inner.of, 0, (0,) * small[0]), large), node.shape)
             yield tree.replaced(
@@ -93,6 +95,12 @@ def _widened(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
             yield tree.replaced(
                 "ONE_PLACE", "the shift was counted at one place of each channel only", {id(node): once}
             )
+
+    words = "the channels were taken in the other order: interleaved, not in blocks"
+    if len(mixed) > 1:
+        yield tree.replaced("INTERLEAVED", words, mixed)
+    for key, other in mixed.items():
+        yield tree.replaced("INTERLEAVED", words, {key: other})
 
 
 def _moves(perm: tuple[int, ...], shape: tuple[int, ...]) -> bool:
@@ -162,6 +170,17 @@ def _bias(new: NewTensor, tree: Tree) -> Iterator[Rewrite]:
         if tree.find(norm.shift) is None and size_of(norm.shift) == size_of(new.expr) and leaves(norm.shift):
             words = f"the shift of '{norm.name}' was added, which another branch has taken"
             yield Rewrite("SHIFT_EXTRA", words, Op("add", (new.expr, shaped(norm.shift, new.expr))))
+
+
+def through_padding(new: NewTensor, linear: Linear) -> Iterator[Rewrite]:
+    """A shift in the bias of a convolution with padding, as if the zeros of the border had it too."""
+    if new.role != "bias" or new.expr.shape != (linear.channels,):
+        return
+    for norm in new.norms:
+        if leaves(norm.shift) and size_of(norm.shift) == linear.in_channels and Tree(new.expr).find(norm.shift) is None:
+            through = response(weights_of(linear), view(norm.shift, (linear.in_channels,)))
+            words = f"the shift of '{norm.name}' was folded through zero padding, which it does not reach"
+            yield Rewrite("BORDER", words, Op("add", (new.expr, through)))
 
 
 def _is_summed(leaf: Leaf, tree: Tree) -> bool:

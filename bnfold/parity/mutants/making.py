@@ -60,13 +60,16 @@ def mutants_of(
     """
     proto = to_proto(folded)
     moves = _moves(reference, expectation)
+    linears = {
+        id(edit.bias): edit.linear for edit in expectation.plan.edits if isinstance(edit, SetWeights) and edit.bias
+    }
     left: Counter[tuple[str, ...]] = Counter()
     for new in expectation.tensors:
-        made, linear = moves.get(id(new.expr), ("", ""))
+        made, of = moves.get(id(new.expr), ("", ""))
         right = stored(proto, new.tensor)
         seen = {right.tobytes()}
-        for kind, words, wrong in _ways(new, right, expectation):
-            key = (made, linear, new.role, kind)
+        for kind, words, wrong in _ways(new, right, expectation, linears.get(id(new.expr))):
+            key = (made, of, new.role, kind)
             if left[key] >= sites:
                 continue
             name = f"{new.role}: {words}"
@@ -85,10 +88,12 @@ def mutants_of(
         yield Mutant(f"graph: {words}", kind, first, where, from_proto(copy), is_graph=True)
 
 
-def _ways(new: NewTensor, right: Array, expectation: Expectation) -> Iterator[tuple[str, str, Array]]:
+def _ways(
+    new: NewTensor, right: Array, expectation: Expectation, linear: Linear | None
+) -> Iterator[tuple[str, str, Array]]:
     """What a tensor would be: by wrong expressions, then by faults of its numbers. Code, words, numbers."""
     dtype = right.dtype.name
-    for rewrite in rewrites(new, expectation.plan.norms):
+    for rewrite in rewrites(new, expectation.plan.norms, linear):
         wrong = _rounded(rewrite.expr, dtype, right)
         if wrong is not None:
             yield rewrite.code, rewrite.words, wrong

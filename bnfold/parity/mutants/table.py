@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +12,8 @@ from typing import Any
 from bnfold.parity.mutants.making import Mutant
 from bnfold.parity.mutants.trials import TIERS, Verdict
 from bnfold.parity.report import plain
+
+_WIDTH = 118
 
 PROVING = ("T1", "T2")  # the tiers one of which must notice whatever changes a shipped tensor
 
@@ -131,10 +134,13 @@ class KillTable:
         for head, key in (("wrong fold", _kind), ("move", _move)):
             lines += [*_aligned([(head, *TIERS), *self.rows(key)]), ""]
         lines += [*_aligned([("all", *(f"{caught} of {count}" for caught, count in map(self.killed, TIERS)))]), ""]
-        lines += [f"{tier} missed: {', '.join(names)}" for tier, names in self.missed().items() if names]
-        lines += ["", *BLIND.values(), ""]
+        for tier, names in self.missed().items():
+            lines += textwrap.wrap(f"{tier} missed: {', '.join(names)}", _WIDTH) if names else []
+        lines += ["", *(line for text in BLIND.values() for line in textwrap.wrap(text, _WIDTH)), ""]
         if self.identical:
-            lines += [f"{len(self.identical)} ways give numbers that are identical after rounding; not counted", ""]
+            count = len(self.identical)
+            ways = "1 way gives" if count == 1 else f"{count} ways give"
+            lines += [f"{ways} numbers that are identical after rounding; not counted", ""]
         lines += [f"survives: {trial.label}" for trial in self.survivors]
         lines += [f"false alarm: {alarm}" for alarm in self.alarms]
         return "\n".join([*lines, self.verdict()])
