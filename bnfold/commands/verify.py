@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.commands.options import Commands, add_command, names, seconds
+from bnfold.errors import ParityError
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -22,13 +23,23 @@ def add(commands: Commands) -> None:
         "Exit code 0: parity holds; 1: it does not hold; 2: it cannot be told.",
     )
     parser.add_argument(
-        "bundle", metavar="BUNDLE", type=Path, help="a version folder, or a model folder for its newest version"
+        "bundle",
+        metavar="BUNDLE",
+        type=Path,
+        nargs="?",
+        help="a version folder, or a model folder for its newest version; with --self-test it may be left out",
+    )
+    parser.add_argument(
+        "--self-test",
+        action="store_true",
+        help="put the suite itself to the test: wrong folds of every kind, of BUNDLE or of small networks for every "
+        "move; shows which tier notices which (T6). Exit code 1 when one passes both T1 and T2",
     )
     parser.add_argument(
         "--tier",
         metavar="TIER",
         action="append",
-        help="a tier to run, T0 to T5 or T3b, instead of all of them; repeatable, or with commas",
+        help="a tier to run, T0 to T6, T3b or T3h, instead of all but T6; repeatable, or with commas",
     )
     parser.add_argument(
         "--data",
@@ -64,6 +75,10 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Print the verdict of every tier; the exit code is the report's."""
+    if options.self_test:
+        return _self_test(options, console)
+    if options.bundle is None:
+        raise ParityError("verify was given no bundle; expected a version folder, as in `bnfold verify models/x/1`")
     from bnfold.bundle import inspect_bundle
     from bnfold.commands.versions import find_version
     from bnfold.pages.page import JUNIT, check_ending, write_page
@@ -94,3 +109,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
         write_page(to_junit(report), options.junit, JUNIT)
     console.result(document, report.to_table())
     return report.exit_code
+
+
+def _self_test(options: argparse.Namespace, console: Console) -> int:
+    """Print the kill table; the exit code is the table's."""
+    from bnfold.bundle import load_bundle
+    from bnfold.commands.versions import find_version
+    from bnfold.parity.evidence import Evidence
+    from bnfold.parity.mutants import self_test
+
+    evidence = None if options.bundle is None else Evidence(load_bundle(find_version(options.bundle)))
+    table = self_test(evidence, progress=console.progress)
+    console.result(table.to_dict(), table.to_table())
+    return table.exit_code

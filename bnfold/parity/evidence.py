@@ -44,10 +44,12 @@ class Evidence:
     @cached_property
     def reference_proto(self) -> onnx.ModelProto:
         """The unfolded model, its tensors in it."""
-        model: onnx.ModelProto = onnx.ModelProto.FromString(self.bundle.read(REFERENCE))
-        if self._has_sidecar:
-            onnx.external_data_helper.load_external_data_for_model(model, str(self.bundle.path))
-        return model
+        return self._proto(REFERENCE)
+
+    @cached_property
+    def folded_proto(self) -> onnx.ModelProto:
+        """The folded model, its tensors in it."""
+        return self._proto(MODEL)
 
     @cached_property
     def reference(self) -> ir.Model:
@@ -165,6 +167,12 @@ class Evidence:
     @property
     def _has_sidecar(self) -> bool:
         return SIDECAR in self.bundle.manifest.files
+
+    def _proto(self, file: str) -> onnx.ModelProto:
+        model: onnx.ModelProto = onnx.ModelProto.FromString(self.bundle.read(file))
+        if self._has_sidecar:
+            onnx.external_data_helper.load_external_data_for_model(model, str(self.bundle.path))
+        return model
 
     def _model(self, file: str) -> ir.Model:
         if self._has_sidecar:

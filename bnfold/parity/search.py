@@ -19,9 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import onnx
 
-from bnfold.bundle.manifest import MODEL, SIDECAR
 from bnfold.errors import ParityError
 from bnfold.parity.coordinate import coordinate_search
 from bnfold.parity.decisions import Decisions, decide
@@ -52,13 +50,10 @@ def worst_input(
 
     Raises ParityError where no search is possible, and says why.
     """
-    bundle = evidence.bundle
-    folded = onnx.ModelProto.FromString(bundle.read(MODEL))
-    if SIDECAR in bundle.manifest.files:
-        onnx.external_data_helper.load_external_data_for_model(folded, str(bundle.path))
     pair = Pair(
-        evidence.reference_proto, folded, bundle.manifest.inputs, evidence.decided, evidence.device, evidence.threads
-    )
+        evidence.reference_proto, evidence.folded_proto, evidence.bundle.manifest.inputs, evidence.decided,
+        evidence.device, evidence.threads,
+    )  # fmt: skip
     goldens = [golden.inputs for golden in evidence.goldens]
     shapes = [{name: array.shape[1:] for name, array in inputs.items()} for inputs in goldens]
     alike = [inputs for inputs, found in zip(goldens, shapes, strict=True) if found == shapes[0]]

@@ -16,8 +16,10 @@ from bnfold.bundle import inspect_bundle, load_bundle, sidecar
 from bnfold.bundle.goldens import dump_tensors, load_tensors
 from bnfold.errors import BundleError, DataError, ParityError
 from bnfold.folding.report import NormOutcome
-from bnfold.parity import TIERS, prove, verify
+from bnfold.parity import ParityReport, prove, verify
 from bnfold.parity.gate import check_gate
+from bnfold.parity.report import PROOF
+from bnfold.parity.verification import DEFAULT
 
 Mend = Callable[[Path], None]
 
@@ -44,6 +46,11 @@ def statuses(folder: Path, **options: Any) -> dict[str, str]:
     return {tier.tier: tier.status for tier in verify(folder, **options).tiers}
 
 
+def judged(bundle: Any, **options: Any) -> ParityReport:
+    """The tiers that make a proof, and decisions: what the others add is tested with each of them."""
+    return verify(bundle, tiers=(*PROOF, "T4"), **options)
+
+
 def break_channel(model: onnx.ModelProto) -> None:
     def broken(w: Any) -> Any:
         w = w.copy()
@@ -55,7 +62,7 @@ def break_channel(model: onnx.ModelProto) -> None:
 
 def test_a_right_bundle_holds_in_every_tier(pristine: Path) -> None:
     found = verify(pristine)
-    assert [tier.tier for tier in found.tiers] == list(TIERS)
+    assert [tier.tier for tier in found.tiers] == list(DEFAULT)
     assert found.holds is True, found.to_table()
     assert found.exit_code == 0
     assert found.findings == ()
@@ -77,17 +84,17 @@ def test_the_proof_in_the_bundle_is_the_report_without_a_version(pristine: Path)
     document = load_bundle(pristine).parity()
     assert "version" not in document
     assert document["holds"] is True
-    assert [tier["tier"] for tier in document["tiers"]] == list(TIERS)
+    assert [tier["tier"] for tier in document["tiers"]] == [*PROOF, "T4"]
 
 
 def test_a_broken_channel_fails_and_names_the_tensor_even_with_the_hash_mended(folder: Path, mend: Mend) -> None:
     edit(folder / "model.onnx", break_channel)
-    found = verify(folder)
+    found = judged(folder)
     assert found.exit_code == 1
     assert found.tier("T0").status == "fails"
     assert "model.onnx" in found.tier("T0").findings[0]
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.exit_code == 1
     assert found.tier("T0").status == "holds"
     assert found.tier("T1").status == "fails"
@@ -98,7 +105,7 @@ def test_a_broken_channel_fails_and_names_the_tensor_even_with_the_hash_mended(f
 
 def test_a_changed_file_is_a_finding_and_the_rest_goes_on(folder: Path) -> None:
     edit_json(folder / "parity.json", lambda document: document.update(name="other"))
-    found = verify(folder)
+    found = judged(folder)
     assert {tier.tier for tier in found.tiers if tier.status != "holds"} == {"T0"}
     assert found.exit_code == 1
 
@@ -116,7 +123,7 @@ def test_another_reference_fails_the_reference_tier(folder: Path, mend: Mend) ->
     for file in ("model.onnx", "reference.onnx"):
         edit(folder / file, lambda m: replace(m, "head.linear.weight", lambda w: w * np.float32(1 + 2**-20)))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.tier("T1").status == "holds"
     assert found.tier("T3b").status == "fails"
     assert "'head.linear.weight'" in found.tier("T3b").findings[0]
@@ -128,7 +135,7 @@ def test_a_wrong_truth_fails_or_proves_nothing(folder: Path, mend: Mend) -> None
 
     edit_tensors(folder / "golden" / "truth.safetensors", spoil)
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.tier("T3b").status == "fails"
     assert "stored truth of output 'output' differs by 0.01" in found.tier("T3b").findings[0]
     assert found.tier("T3").status == "cannot tell"
@@ -142,7 +149,7 @@ def test_wrong_stored_outputs_fail_the_triangle(folder: Path, mend: Mend) -> Non
     values[5, 1] += np.float32(0.01)
     path.write_bytes(onnx.numpy_helper.from_array(values, tensor.name).SerializeToString())
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert {tier.tier for tier in found.tiers if tier.status != "holds"} == {"T3"}
     assert found.tier("T3").findings[0].startswith("the stored outputs")
 
@@ -153,7 +160,7 @@ def test_wrong_statistics_fail_the_reference_tier(folder: Path, mend: Mend) -> N
 
     edit_tensors(folder / "statistics.safetensors", spoil)
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert {tier.tier for tier in found.tiers if tier.status != "holds"} == {"T3b"}
     assert "'block2.bn0.variance'" in found.findings[0]
 
@@ -182,7 +189,7 @@ def _in_another_dtype(tensors: dict[str, Any]) -> None:
 def test_statistics_are_those_of_the_reference_in_number_and_dtype(folder: Path, mend: Mend, change: Any) -> None:
     edit_tensors(folder / "statistics.safetensors", change)
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert {tier.tier for tier in found.tiers if tier.status != "holds"} == {"T3b"}
     assert "'block2.bn0.gamma'" in found.findings[0]
 
@@ -194,7 +201,7 @@ def test_golden_vectors_without_a_row_prove_nothing(folder: Path, mend: Mend) ->
         path.write_bytes(none.SerializeToString())
     edit_tensors(folder / "golden" / "truth.safetensors", lambda t: t.update({key: t[key][:0] for key in t}))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.tier("T1").status == "holds"
     assert {found.tier(tier).status for tier in ("T2", "T3")} == {"cannot tell"}
     assert found.tier("T4").status == "fails"
@@ -257,7 +264,7 @@ def test_a_norm_that_stays_is_called_kept_and_nothing_else(tmp_path: Path, mend:
     ("moves", "tensors"), [("all", 8), (("linear_to_norm",), 8), (("compose_affine",), 0), ((), 0)]
 )
 def test_a_fold_by_fewer_moves_is_proven_too(tmp_path: Path, moves: Any, tensors: int) -> None:
-    found = verify(build(tmp_path, small_cnn(), output_kind="logits", moves=moves))
+    found = judged(build(tmp_path, small_cnn(), output_kind="logits", moves=moves))
     assert found.holds is True, found.to_table()
     assert found.tier("T1").summary["tensors"] == tensors
 
@@ -266,7 +273,7 @@ def test_a_fold_by_fewer_moves_is_proven_too(tmp_path: Path, moves: Any, tensors
 def test_a_fold_report_outside_its_schema_is_a_finding(folder: Path, mend: Mend, rows: Any) -> None:
     edit_json(folder / "fold.json", lambda document: document.update(norms=rows))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.exit_code == 1
     assert found.tier("T1").status == "fails"
 
@@ -280,7 +287,7 @@ def test_a_fold_map_of_another_fold_fails_the_certificate(folder: Path) -> None:
 def test_nan_in_the_shipped_weights_fails_everywhere(folder: Path, mend: Mend) -> None:
     edit(folder / "model.onnx", lambda m: replace(m, "block1.linear.weight.folded", _with_nan))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.exit_code == 1
     for tier in ("T1", "T2", "T3", "T4"):
         assert found.tier(tier).status == "fails", tier
@@ -310,7 +317,7 @@ def test_decides_on_samples_where_another_output_has_no_rows(tmp_path: Path) -> 
     model.graph.node.append(onnx.helper.make_node("ReduceMean", ["output"], ["total"], keepdims=0))
     model.graph.output.append(onnx.helper.make_tensor_value_info("total", onnx.TensorProto.FLOAT, []))
     x = np.random.default_rng(9).random((300, 1, 8, 8)).astype(np.float32)
-    found = verify(build(tmp_path, model, output_kind="logits"), data=(x, None))
+    found = judged(build(tmp_path, model, output_kind="logits"), data=(x, None))
     assert found.holds is True, found.to_table()
     assert found.tier("T4").summary["rows"] == 300
 
@@ -319,7 +326,7 @@ def test_swapped_classes_change_decisions(folder: Path, mend: Mend) -> None:
     for name in ("head.linear.weight", "head.linear.bias"):
         edit(folder / "model.onnx", lambda m, n=name: replace(m, n, lambda w: w[..., ::-1].copy()))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.tier("T4").status == "fails"
     assert found.tier("T1").status == "fails"
     assert found.tier("T2").status == "holds"  # no folded tensor is touched
@@ -362,7 +369,7 @@ def test_a_model_with_a_sidecar_is_proven_like_any_other(tmp_path: Path, monkeyp
     monkeypatch.setattr(sidecar, "_SMALL", 100)
     bundle = build(tmp_path, small_cnn(), output_kind="logits")
     assert (bundle.path / "model.onnx.data").is_file()
-    found = verify(bundle)
+    found = judged(bundle)
     assert found.holds is True, found.to_table()
     assert found.tier("T1").summary["elements"] == 7840
     assert check_gate(bundle).passed
@@ -370,7 +377,7 @@ def test_a_model_with_a_sidecar_is_proven_like_any_other(tmp_path: Path, monkeyp
 
 def test_norms_that_stay_are_no_fault(tmp_path: Path) -> None:
     bundle = build(tmp_path, small_cnn(), output_kind="logits", keep=("block0.*",))
-    found = verify(bundle)
+    found = judged(bundle)
     assert found.holds is True, found.to_table()
     assert found.tier("T1").summary["tensors"] == 6
 
@@ -388,7 +395,7 @@ def test_warns_of_dead_channels_and_untouched_statistics(tmp_path: Path) -> None
     replace(model, "fc.bn0.gamma", kill)
     replace(model, "fc.bn0.mean", np.zeros_like)
     replace(model, "fc.bn0.variance", np.ones_like)
-    found = verify(build(tmp_path, model, output_kind="logits"))
+    found = judged(build(tmp_path, model, output_kind="logits"))
     assert found.holds is True
     assert "2 dead channel(s)" in found.tier("T0").findings[0]
     assert "was it ever trained?" in found.tier("T0").findings[1]
@@ -402,7 +409,7 @@ def test_an_unsound_norm_that_the_report_does_not_own_up_to_fails(folder: Path, 
 
     edit(folder / "reference.onnx", lambda m: replace(m, "block0.bn0.variance", negative))
     mend(folder)
-    found = verify(folder)
+    found = judged(folder)
     assert found.tier("T0").status == "fails"
     assert "variance is negative" in found.tier("T0").findings[0]
 
