@@ -1,6 +1,7 @@
 """Real folds by other tools under `bnfold audit`: the figures of docs/audit.md, and the files of its tests.
 
     python benchmarks/audit_peers.py figures --networks 40    each tool that is installed on random networks
+    python benchmarks/audit_peers.py zoo FOLDER               T1 on the files that fold_zoo.py left in a folder
     python benchmarks/audit_peers.py files FOLDER             small networks and what each tool makes of them
 
 It imports no torch but for PyTorch's own tools. `figures` adds its rows to benchmarks/results/audit_peers.json, so that
@@ -69,13 +70,47 @@ def _write(folder: Path, name: str, data: bytes, record: dict[str, Any]) -> None
 
 def figures(count: int) -> None:
     """Audit each installed tool on random networks, and add what was found to the results."""
-    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for tool in (*ONNX_TOOLS, *TORCH_TOOLS):
         if not version(tool) or (tool in TORCH_TOOLS and importlib.util.find_spec("torch") is None):
             continue
-        known[tool] = _row(tool, count)
-        print(tool, json.dumps(known[tool]))
+        _add(tool, _row(tool, count))
+
+
+def _add(name: str, row: dict[str, Any]) -> None:
+    known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    known[name] = row
     RESULTS.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    print(name, json.dumps(row), flush=True)
+
+
+def zoo(folder: Path) -> None:
+    """T1 on what tools made of the networks of benchmarks/fold_zoo.py, which it left in a folder."""
+    from bnfold.folding.onnx_file import load_model
+    from bnfold.parity.audit.comparing import compare_graphs
+
+    for tool in ("default", *ONNX_TOOLS):
+        row: dict[str, Any] = {
+            "networks": 0, "whole": 0, "norms_taken": 0, "tensors": 0, "nearest": 0, "consistent": 0, "wrong": [],
+            "weights_ulp": 0.0, "biases_ulp": 0.0, "share_of_bound": 0.0, "not_matched": [],
+        }  # fmt: skip
+        for path in sorted(folder.glob(f"*/{tool}.onnx")):
+            found = compare_graphs(load_model(path.with_name("unfolded.onnx")), load_model(path))
+            name = path.parent.name
+            row["networks"] += 1
+            if not found.is_whole:
+                row["not_matched"].append(name)
+                continue
+            row["whole"] += 1
+            row["norms_taken"] += len(found.taken)
+            row["tensors"] += len(found.changed)
+            row["nearest"] += sum(tensor.verdict == "nearest" for tensor in found.changed)
+            row["consistent"] += sum(tensor.verdict == "consistent with rounding" for tensor in found.changed)
+            row["wrong"] += [f"{name}: {tensor.tensor}" for tensor in found.wrong]
+            for role, key in (("weight", "weights_ulp"), ("bias", "biases_ulp")):
+                worst = [tensor.worst_ulp for tensor in found.changed if tensor.role == role]
+                row[key] = max([row[key], *worst])
+            row["share_of_bound"] = max([row["share_of_bound"], *(tensor.share for tensor in found.changed)])
+        _add(f"zoo: {tool}", row)
 
 
 def _row(tool: str, count: int) -> dict[str, Any]:
@@ -126,9 +161,12 @@ def main() -> None:
     steps = parser.add_subparsers(dest="step", required=True)
     steps.add_parser("files").add_argument("folder", type=Path)
     steps.add_parser("figures").add_argument("--networks", type=int, default=40)
+    steps.add_parser("zoo").add_argument("folder", type=Path)
     options = parser.parse_args()
     if options.step == "files":
         write_files(options.folder)
+    elif options.step == "zoo":
+        zoo(options.folder)
     else:
         figures(options.networks)
 

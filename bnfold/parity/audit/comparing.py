@@ -21,7 +21,8 @@ from bnfold.folding.expressions import Array, Expr
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_edits import replay
 from bnfold.folding.plan import Plan, make_plan
-from bnfold.parity.audit.demands import Demand, Demands, demands_of, misplaced
+from bnfold.parity.audit.demand import Demand, Demands
+from bnfold.parity.audit.demands import demands_of, misplaced
 from bnfold.parity.audit.matching import Matching, match
 from bnfold.parity.audit.settling import settled
 from bnfold.parity.audit.sides import Side, side_of

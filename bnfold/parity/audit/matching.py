@@ -6,12 +6,14 @@ chains and the linears before them. What is no affine step must be the same node
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque, written_by
-from bnfold.parity.audit.nodes import COMMUTATIVE, Likeness, Stored, compare_nodes, inputs_of
+from bnfold.parity.audit.nodes import compare_nodes
+from bnfold.parity.audit.plain_nodes import COMMUTATIVE, Likeness, Stored, inputs_of
 from bnfold.parity.audit.sides import Chain, Side, is_affine
 
 
@@ -19,13 +21,15 @@ from bnfold.parity.audit.sides import Chain, Side, is_affine
 class Link:
     """One place in both networks: a source, and the affine steps between it and a reader.
 
-    before, after: the nodes that write the source, None for a graph input.
+    before, after: the nodes that write the source, None for a graph input. guessed: two linears that were not reached
+    from the outputs, and are set side by side by what they are and by their order.
     """
 
     left: Chain
     right: Chain
     before: Node | None
     after: Node | None
+    guessed: bool = False
 
 
 @dataclass
@@ -69,7 +73,23 @@ class _Walk:
             if pair not in self.seen:
                 self.seen.add(pair)
                 self._values(*pair)
+        if self.found.problems:
+            self._guess()
         return self.found
+
+    def _guess(self) -> None:
+        """Linears that were not reached, side by side in topological order, with the steps right behind them."""
+        reached = set(self.found.pairs.values())
+        first = [linear for linear in self.left.linears if linear.id not in reached]
+        second = [linear for linear in self.right.linears if linear.id not in self.found.pairs]
+        kinds = [_kind(linear) for linear in first], [_kind(linear) for linear in second]
+        for block in difflib.SequenceMatcher(None, *kinds, autojunk=False).get_matching_blocks():
+            for at in range(block.size):
+                before, after = first[block.a + at], second[block.b + at]
+                likeness = compare_nodes(self.left, self.right, before, after)
+                if not likeness.problem:
+                    chains = self.left.behind(before), self.right.behind(after)
+                    self.found.links.append(Link(*chains, before, after, guessed=True))
 
     def _values(self, want: str, have: str) -> None:
         before, after = self.left.chain(want), self.right.chain(have)

@@ -7,12 +7,6 @@ where it says everything; anything else attribute by attribute and constant by c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-
-import numpy as np
-import onnx
-import onnx_ir as ir
 
 from bnfold.folding.carriers import (
     Activation,
@@ -26,35 +20,12 @@ from bnfold.folding.carriers import (
     Sum,
     Transpose,
 )
-from bnfold.folding.expressions import Array, Expr, view
-from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque
+from bnfold.folding.facts import Carrier, Linear, Node
 from bnfold.folding.onnx_attributes import integers, number, text
-from bnfold.folding.onnx_edits import NewTensor
-from bnfold.parity.audit.sides import Side, same_bits
-
-Pair = tuple[str, str]
+from bnfold.parity.audit.plain_nodes import Likeness, compare_plainly, inputs_of
+from bnfold.parity.audit.sides import Side
 
 _PLAIN = ("relu", "relu6", "leaky_relu", "hardswish", "mish", "silu")
-COMMUTATIVE = ("Add", "Mul", "Max", "Min", "Sum", "And", "Or", "Xor", "Equal")
-
-
-@dataclass(frozen=True)
-class Stored:
-    """A constant of the folded network that stands for an expression of the original one. value: its ONNX name."""
-
-    value: str
-    array: Array
-    new: NewTensor
-    expr: Expr
-
-
-@dataclass
-class Likeness:
-    """Two nodes side by side. inputs: pairs of values that must be alike; problem: why they are not the same."""
-
-    inputs: list[Pair] = field(default_factory=list)
-    stored: list[Stored] = field(default_factory=list)
-    problem: str = ""
 
 
 def compare_nodes(left: Side, right: Side, before: Node, after: Node) -> Likeness:
@@ -70,7 +41,7 @@ def compare_nodes(left: Side, right: Side, before: Node, after: Node) -> Likenes
             return Likeness(list(zip(before.inputs, after.inputs, strict=True)))
         case Carrier(rule=Activation("hardswish")), _ if (source := _hard_swish(right, after)) is not None:
             return Likeness([(before.inputs[0], source)])
-    return _plainly(left, right, before, after)
+    return compare_plainly(left, right, before, after)
 
 
 def _hard_swish(side: Side, node: Node) -> str | None:
@@ -224,140 +195,3 @@ def _joined(side: Side, node: Carrier) -> list[str]:
         else:
             found.append(value)
     return found
-
-
-# Anything else
-
-
-def _plainly(left: Side, right: Side, before: Node, after: Node) -> Likeness:
-    first, second = left.nodes.get(_id(before)), right.nodes.get(_id(after))
-    labels = f"{_label(after)} stands where {_label(before)} is expected"
-    if first is None or second is None or (first.domain, first.op_type) != (second.domain, second.op_type):
-        return Likeness(problem=labels)
-    if _attributes(left, first) != _attributes(right, second):
-        return Likeness(problem=f"{labels}, with other attributes")
-    if _has_subgraph(first) or _body(left, first) != _body(right, second):
-        return Likeness(problem=f"{_label(after)} has a subgraph or a function of its own, which is not looked into")
-    found = Likeness()
-    wanted, had = _inputs(first), _inputs(second)
-    if first.op_type in COMMUTATIVE and len(wanted) == len(had) == 2 and _is_turned(left, right, wanted, had):
-        had = had[::-1]
-    for want, have in zip(wanted, had, strict=False):
-        if (want is None) != (have is None):
-            return Likeness(problem=f"{labels}, with other inputs")
-        if want is not None and have is not None and not _same_input(left, right, want, have, found):
-            return Likeness(problem=f"{labels}, with another constant '{have.name}'")
-    if len(wanted) != len(had):
-        return Likeness(problem=f"{labels}, with other inputs")
-    return found
-
-
-def _is_turned(left: Side, right: Side, wanted: list[ir.Value | None], had: list[ir.Value | None]) -> bool:
-    """True where a constant and a value change places."""
-    first = [value is not None and left.constant(value) is not None for value in wanted]
-    second = [value is not None and right.constant(value) is not None for value in had]
-    return first != second and first == second[::-1]
-
-
-def _has_subgraph(node: ir.Node) -> bool:
-    kinds = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-    return any(attribute.type in kinds for attribute in node.attributes.values())
-
-
-def _body(side: Side, node: ir.Node) -> bytes | None:
-    """The function that a node calls, as bytes."""
-    function = side.model.functions.get(node.op_identifier())
-    if function is None:
-        return None
-    body: bytes = ir.to_proto(function).SerializeToString(deterministic=True)
-    return body
-
-
-def _same_input(left: Side, right: Side, want: ir.Value, have: ir.Value, found: Likeness) -> bool:
-    stored, array = left.constants.stored(want), right.constant(have)
-    if stored is not None and stored.name in left.made and array is not None:
-        new = left.made[stored.name]
-        if array.size != stored.load().size or right.constants.stored(have) is None:
-            return False
-        found.stored.append(Stored(str(have.name), array, new, view(new.expr, array.shape)))
-        return True
-    known = left.constant(want)
-    if known is None and array is None:
-        found.inputs.append((left.root(want), right.root(have)))
-        return True
-    return known is not None and array is not None and same_numbers(known, array)
-
-
-def same_numbers(known: Array, array: Array) -> bool:
-    """True for the same bits, or the same numbers where one of the two was computed in float64."""
-    if same_bits(known, array):
-        return True
-    if known.shape != array.shape or known.dtype.kind != array.dtype.kind or known.dtype.kind not in "fiub":
-        return False
-    if known.dtype.kind == "f" and known.dtype != array.dtype:
-        return bool(np.array_equal(known.astype(array.dtype), array))
-    return bool(known.dtype.kind in "iub" and np.array_equal(known, array))
-
-
-def _attributes(side: Side, node: ir.Node) -> dict[str, object]:
-    """Attributes by name, without those that have their default."""
-    found: dict[str, object] = {}
-    for name, attribute in node.attributes.items():
-        default = _defaults(node.op_type, side.model.opset_imports.get("", 0)).get(name) if node.domain == "" else None
-        value = _value(attribute)
-        if default is None or value != default:
-            found[name] = value
-    return found
-
-
-def _value(attribute: ir.Attr) -> object:
-    if attribute.is_ref():
-        return "ref", attribute.ref_attr_name
-    if attribute.type in (ir.AttributeType.TENSOR, ir.AttributeType.TENSORS):
-        tensors = [attribute.as_tensor()] if attribute.type == ir.AttributeType.TENSOR else attribute.as_tensors()
-        return [(tensor.dtype, tuple(tensor.shape), tensor.tobytes()) for tensor in tensors]
-    if attribute.type in (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS):
-        return None
-    return list(attribute.value) if isinstance(attribute.value, tuple | list) else attribute.value
-
-
-def _defaults(op_type: str, opset: int) -> dict[str, object]:
-    try:
-        schema = onnx.defs.get_schema(op_type, opset)
-    except onnx.defs.SchemaError:
-        return {}
-    found = {}
-    for name, given in schema.attributes.items():
-        if given.default_value.type:
-            value = onnx.helper.get_attribute_value(given.default_value)
-            found[name] = value.decode() if isinstance(value, bytes) else value
-    return found
-
-
-def _inputs(node: ir.Node) -> list[ir.Value | None]:
-    found = list(node.inputs)
-    while found and found[-1] is None:
-        found.pop()
-    return found
-
-
-def _id(node: Node) -> str:
-    return node.id
-
-
-def _label(node: Node) -> str:
-    return node.label
-
-
-def inputs_of(side: Side, node: Node) -> Iterator[str]:
-    """The values that a node reads and that are no constants."""
-    match node:
-        case Linear() | Norm():
-            yield node.input
-        case Carrier():
-            yield from node.inputs
-        case Opaque():
-            written = side.nodes.get(node.id)
-            for value in _inputs(written) if written is not None else ():
-                if value is not None and side.constant(value) is None:
-                    yield side.root(value)

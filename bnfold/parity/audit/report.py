@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,7 +128,7 @@ def weights_tier(found: Comparison, *, differs: bool) -> TierResult:
             for role, ulp in worst.items()
         )
         headline += f"; worst ulp {spelt}"
-    suspects = tuple(tensor.sentence() for tensor in found.wrong)
+    suspects = tuple(_suspects(found))
     status: Status
     findings: tuple[str, ...]
     if found.is_whole:
@@ -143,6 +143,15 @@ def weights_tier(found: Comparison, *, differs: bool) -> TierResult:
         "linears": found.linears, "linears_matched": found.matched, "gaps": len(found.gaps), "moves": found.by,
     }  # fmt: skip
     return TierResult("T1", WEIGHTS, status, headline, summary, findings)
+
+
+def _suspects(found: Comparison) -> Iterator[str]:
+    """Wrong tensors; those of linears that were set side by side by their order only where most of these fit."""
+    guessed = [tensor for tensor in found.tensors if tensor.guessed]
+    fit = 2 * sum(tensor.verdict != "wrong" for tensor in guessed) > len(guessed)
+    yield from (tensor.sentence() for tensor in found.wrong if fit or not tensor.guessed)
+    if not found.is_whole and 2 * found.matched < found.linears and not fit:
+        yield f"only {found.matched} of {found.linears} linears of FOLDED match ORIGINAL; are they the same network?"
 
 
 _PLURALS = {

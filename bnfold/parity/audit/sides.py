@@ -99,6 +99,18 @@ class Side:
             node = self.producer(value)
         return Chain(value, tuple(reversed(norms)))
 
+    def behind(self, linear: Linear) -> Chain:
+        """The affine steps right behind a linear, up to the first value that is read otherwise, or twice."""
+        norms: list[Norm] = []
+        value = linear.output
+        while True:
+            readers = self.graph.readers.get(value, ())
+            node = self.graph.by_id.get(readers[0]) if len(readers) == 1 else None
+            if not isinstance(node, Norm) or not is_affine(node):
+                return Chain(linear.output, tuple(norms))
+            norms.append(node)
+            value = node.output
+
     def passed(self, node: Node) -> str | None:
         """What a node hands on unchanged; None for one that does something."""
         if isinstance(node, Norm):

@@ -15,10 +15,11 @@ from bnfold.folding import algebra
 from bnfold.folding.expressions import Array, Expr, size_of, spread, view
 from bnfold.folding.facts import Linear, Norm
 from bnfold.folding.onnx_edits import NewTensor
-from bnfold.parity.audit.demands import Demand
+from bnfold.parity.audit.demand import Demand
 from bnfold.parity.audit.rounding import room_of
 from bnfold.parity.audit.sides import same_bits
 from bnfold.parity.exact import FORMATS, Format
+from bnfold.parity.hypotheses import likely_cause
 from bnfold.parity.nearest import measure
 
 Verdict: TypeAlias = Literal["unchanged", "nearest", "consistent with rounding", "wrong"]
@@ -33,7 +34,8 @@ class TensorAudit:
 
     worst_ulp: the largest distance from the exact value, in units of its last place. roundings: c; share: the largest
     distance over c * u * sum|terms|, at most 1 where it is consistent. wrong: elements beyond it; channels: theirs.
-    barred: it took in a norm that no fold may take in there; distances are then those from that fold.
+    guessed: the linear was found by its order alone. barred: it took in a norm that no fold may take in there, and the
+    distances are those from that fold.
     """
 
     tensor: str
@@ -50,11 +52,13 @@ class TensorAudit:
     channels: tuple[int, ...] = ()
     cause: str = ""
     barred: bool = False
+    guessed: bool = False
 
     def sentence(self) -> str:
         """What is wrong with it, for a person."""
         head = f"tensor '{self.tensor}' ({self.role} of '{self.site}'"
-        head += f", norms {', '.join(self.norms)})" if self.norms else ")"
+        head += f", norms {', '.join(self.norms)}" if self.norms else ""
+        head += ", matched by the order of the linears alone)" if self.guessed else ")"
         if self.barred and self.share <= 1:
             return f"{head}: all {self.elements} values are those of a fold that is none: {self.cause}"
         count = len(self.channels)
@@ -74,13 +78,16 @@ class TensorAudit:
             "verdict": self.verdict, "elements": self.elements, "worst_ulp": self.worst_ulp,
             "not_nearest": self.not_nearest, "roundings": self.roundings, "share_of_bound": self.share,
             "wrong": self.wrong, "wrong_channels": list(self.channels), "cause": self.cause, "barred": self.barred,
+            "guessed": self.guessed,
         }  # fmt: skip
 
 
 def judge(demand: Demand, others: Sequence[Norm] = ()) -> TensorAudit:
     """Judge a tensor. others: the norms of the original network, for a cause. Raises ParityError for no real value."""
     array, names = demand.array, tuple(norm.name for norm in demand.norms)
-    start = TensorAudit(demand.tensor, demand.role, demand.site, names, int(array.size), "unchanged")
+    start = TensorAudit(
+        demand.tensor, demand.role, demand.site, names, int(array.size), "unchanged", guessed=demand.guessed
+    )
     original = demand.original
     if original is not None and same_bits(original.reshape(array.shape), array) and not demand.unfit:
         return start
@@ -166,10 +173,6 @@ def _cause(demand: Demand, expr: Expr, shipped: Array, wrong: Array, others: Seq
         return "it was changed, though no fold touches it"
     if not np.isfinite(shipped[wrong].astype(np.float64)).all():
         return f"not finite: something overflowed or was invalid when the fold was computed in {shipped.dtype.name}"
-    try:
-        from bnfold.parity.hypotheses import likely_cause
-    except ImportError:
-        return ""
     new = NewTensor(demand.tensor, demand.role, demand.site, expr, demand.norms)
     found = likely_cause(new, shipped, others, wrong=wrong)
     return "" if found is None else f"{found.words} (explains {found.explained:.0%} of the wrong values)"
