@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import parity_moves as moves
 from onnx import helper, numpy_helper
 from parity_mutants import replace, tensor
+
+from bnfold.parity.mutants import specimens as moves
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Model = onnx.ModelProto

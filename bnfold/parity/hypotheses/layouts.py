@@ -75,6 +75,8 @@ def _widened(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
     """Numbers of channels repeated for groups or places: in the other order, for the first group, at one place."""
     mixed: dict[int, Expr] = {}
     for node in tree.nodes:
+        if isinstance(node, Take) and (other := _repeated_otherwise(node)) is not None:
+            mixed[id(node)] = other
         if not isinstance(node, View) or not isinstance(node.of, Spread) or size_of(node.of) == size_of(node.of.of):
             continue
         inner = node.of
@@ -101,6 +103,16 @@ def _widened(_: NewTensor, tree: Tree) -> Iterator[Rewrite]:
         yield tree.replaced("INTERLEAVED", words, mixed)
     for key, other in mixed.items():
         yield tree.replaced("INTERLEAVED", words, {key: other})
+
+
+def _repeated_otherwise(node: Take) -> Expr | None:
+    """Channels repeated in blocks (0 0 1 1) as if they were tiled (0 1 0 1), or the other way round."""
+    count, times = node.of.shape[node.axis], len(node.indices) // max(1, node.of.shape[node.axis])
+    tiled = tuple(range(count)) * times
+    blocks = tuple(sorted(tiled))
+    if times < 2 or node.indices not in (tiled, blocks) or tiled == blocks:
+        return None
+    return Take(node.of, node.axis, blocks if node.indices == tiled else tiled)
 
 
 def _moves(perm: tuple[int, ...], shape: tuple[int, ...]) -> bool:

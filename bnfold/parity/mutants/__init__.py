@@ -60,7 +60,7 @@ def try_out(
 
 
 def _mutants(pair: Pair) -> Iterator[Mutant | Same]:
-    return mutants_of(pair.reference, pair.folded, pair.expectation, move=pair.move)
+    return mutants_of(pair.reference, pair.folded, pair.expectation, move=pair.move, sites=pair.sites)
 
 
 def _alarms(pair: Pair) -> Iterator[str]:

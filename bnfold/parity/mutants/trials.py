@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from bnfold.errors import BnfoldError
 from bnfold.folding import onnx_graph
+from bnfold.folding.expressions import size_of
 from bnfold.folding.onnx_file import from_proto, to_proto
 from bnfold.parity.certificate import Expectation, certify, expect
 from bnfold.parity.decisions import decide
@@ -31,6 +32,7 @@ TIERS = ("T1", "T2", "T3", "T4")
 
 _ROWS = 64  # inputs of a batch for T3 and T4
 _LOCAL_ROWS = 4  # for T2
+_SMALL = 1 << 20  # elements of all new tensors up to which more of them are tried
 _SIDE = 6  # of an axis whose size is free
 
 
@@ -48,7 +50,7 @@ class Pair:
     """A right fold and what the tiers need to judge wrong ones by it.
 
     decided: the output whose largest element is the answer, each row flat; None where there is none. move: the one
-    that the network is there for; empty for a bundle.
+    that the network is there for; empty for a bundle. sites: tensors of a kind that each way to be wrong is tried on.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Pair:
     is_free: bool = True
     threads: int = 1
     noise: float = 0.0
+    sites: int = 1
     off: frozenset[str] = field(default_factory=frozenset)
 
     def trial(self, mutant: Mutant) -> dict[str, Verdict]:
@@ -164,7 +167,8 @@ def pair_of_bundle(evidence: Evidence) -> Pair:
         {name: array[rows] if is_free else array for name, array in golden.truth.items()} for golden in evidence.goldens
     ]
     unfolded = [run(evidence.reference_session, batch) for batch in batches]
+    is_small = sum(size_of(new.expr) for new in evidence.expectation.tensors) <= _SMALL
     return Pair(
         evidence.bundle.path.parent.name, "", evidence.reference, evidence.folded, evidence.expectation, batches, truth,
-        unfolded, evidence.decided, is_free, evidence.threads, evidence.noise,
+        unfolded, evidence.decided, is_free, evidence.threads, evidence.noise, sites=2 if is_small else 1,
     )  # fmt: skip
