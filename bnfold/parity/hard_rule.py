@@ -28,7 +28,7 @@ Status = Literal["holds", "fails", "cannot tell", "left out"]
 # Of 900 right folds none came near this limit (docs/hard-inputs.md). One factor for every dtype: the scatter knows what
 # rounding the weights does in half precision.
 FACTOR = 4.0
-VARIANTS = 8  # re-rounded models
+VARIANTS = 8  # re-rounded models; `rerounding.copies_of` says when fewer will do
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def check_hard(
 ) -> tuple[HardCorner, ...]:  # fmt: skip
     """Judge every floating-point output on the rows of one kind; outputs by name, rows first, float64 for the truth.
 
-    again: what re-rounded folded models answer (VARIANTS of them). sought: (rms, max) by output.
+    again: what re-rounded folded models answer (`copies_of` them). sought: (rms, max) by output.
     """
     kept = _finite_rows(unfolded)
     left_out = int(np.sum(~kept))

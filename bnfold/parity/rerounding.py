@@ -10,6 +10,7 @@ that; and each such model rounds its own way through every sum.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import onnx
 from onnx import numpy_helper
 
 from bnfold.parity.exact import FORMATS
+from bnfold.parity.hard_rule import VARIANTS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,6 +27,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 _COMPUTING = frozenset(
     {"Add", "BatchNormalization", "Conv", "ConvTranspose", "Div", "Gemm", "MatMul", "Mul", "PRelu", "Sub"}
 )
+
+
+_OF_LARGE, _LARGE = 3, 1 << 22  # copies of a model with more numbers than that in its initialisers
+
+
+def copies_of(folded: onnx.ModelProto) -> int:
+    """How many re-rounded copies are asked: of a large model fewer, since each is opened anew."""
+    return _OF_LARGE if sum(math.prod(t.dims) for t in folded.graph.initializer) > _LARGE else VARIANTS
 
 
 def rerounded(folded: onnx.ModelProto, seed: int) -> onnx.ModelProto:

@@ -24,8 +24,8 @@ from bnfold.errors import ParityError
 from bnfold.parity.coordinate import coordinate_search
 from bnfold.parity.decisions import Decisions, decide
 from bnfold.parity.exact import FORMATS
-from bnfold.parity.hard_rule import VARIANTS, HardCorner, check_hard
-from bnfold.parity.rerounding import rerounded
+from bnfold.parity.hard_rule import HardCorner, check_hard
+from bnfold.parity.rerounding import copies_of, rerounded
 from bnfold.parity.search_coordinate import by_coordinates
 from bnfold.parity.search_gradient import by_gradient
 from bnfold.parity.worst import Climb, Clock, Ground, Inputs, Pair, WorstInput, apart, output_size, row_differences
@@ -46,7 +46,10 @@ _LEAST = 1e-300
 def worst_input(
     evidence: Evidence, *, seconds: float, seed: int = 0, progress: Callable[[str], None] | None = None
 ) -> WorstInput:
-    """Seek the worst input for a bundle, from its goldens and within their range, for about this long.
+    """Seek the worst input for a bundle, from its goldens and within their range.
+
+    seconds: for searching; judging what was found comes on top. Where that is too little for gradient ascent (a step in
+    a network of the size of ResNet-50 takes seconds), it is a coordinate search.
 
     Raises ParityError where no search is possible, and says why.
     """
@@ -114,7 +117,7 @@ def _judge(ground: Ground, found: Climb, note: str, seed: int) -> WorstInput:
     before, after, truth = ground.unfolded(inputs), ground.folded(inputs), found.truth(inputs)
     again = [
         pair.runner(rerounded(pair.folded, seed + _NULL_SEEDS + number), optimise=True)(inputs)
-        for number in range(VARIANTS)
+        for number in range(copies_of(pair.folded))
     ]
     sought = {
         name: (SOUGHT_FACTOR * found.sought[name][0], SOUGHT_FACTOR * found.sought[name][1]) for name in ground.scales

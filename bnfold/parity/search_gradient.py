@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import importlib
 import importlib.util
+import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,6 +14,8 @@ from bnfold.errors import ParityError
 from bnfold.parity.exact import FORMATS
 from bnfold.parity.rerounding import rerounded
 from bnfold.parity.worst import NULLS, Climb, Clock, Ground, Sought, in_batches, keep_largest
+
+_LEAST_STEPS = 6  # fewer get less far than the same time of coordinate search
 
 
 def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
@@ -30,6 +34,7 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
     climb = functools.partial(engine.gradient_search, starts=ground.starts, ranges=ground.ranges)
     share = 0.8 / ground.parts
     clock.say("worst input: gradient ascent on the difference")
+    _check_time(functools.partial(climb, folded, reference, steps=0), ground.parts, clock)
     found = climb(folded, reference, steps=steps, deadline=clock.at(share))
     rows = [ground.cast(found.inputs)]
     if pair.decided is not None:
@@ -45,3 +50,13 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
     every = {name: np.concatenate([part[name] for part in rows]) for name in rows[0]}
     truth = functools.partial(in_batches, reference.truth, batch=pair.batch)
     return Climb("gradient", every, sought, found.steps, truth)
+
+
+def _check_time(evaluate: Callable[[], object], parts: int, clock: Clock) -> None:
+    """Raises ParityError where the time is too short for the least number of steps of every climb."""
+    begun = time.monotonic()
+    evaluate()
+    one = time.monotonic() - begun
+    left = clock.at(0.8) - time.monotonic()
+    if left < one * parts * _LEAST_STEPS:
+        raise ParityError(f"{clock.seconds:.3g} s are too few: a step of gradient ascent takes {one:.2g} s")

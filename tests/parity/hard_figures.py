@@ -27,9 +27,9 @@ from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding import onnx_graph
 from bnfold.parity.certificate import expect
 from bnfold.parity.hard_inputs import hard_inputs
-from bnfold.parity.hard_rule import VARIANTS, HardCorner, check_hard
+from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.rerounding import rerounded
+from bnfold.parity.rerounding import copies_of, rerounded
 from bnfold.parity.search import seek
 from bnfold.parity.torch_float64 import TorchGraph
 from bnfold.parity.triangle import compare
@@ -78,7 +78,7 @@ def spec_of(x: Any) -> TensorSpec:
 def judge_kinds(model: Model, folded: Model, x: dict[str, Any]) -> list[HardCorner]:
     """The verdict on every kind."""
     unfolded, shipped = open_session(model.SerializeToString(), optimise=False), _served(folded)
-    again = [_served(rerounded(folded, seed)) for seed in range(VARIANTS)]
+    again = [_served(rerounded(folded, seed)) for seed in range(copies_of(folded))]
     answers, truth = run(unfolded, x)["output"], TorchGraph(model)
     lowest = answers if answers.ndim == 2 else None
     found: list[HardCorner] = []

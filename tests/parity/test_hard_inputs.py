@@ -17,9 +17,9 @@ from bnfold.folding import onnx_graph
 from bnfold.parity.certificate import expect
 from bnfold.parity.exact import FORMATS
 from bnfold.parity.hard_inputs import LARGE, LOWEST, HardInput, hard_inputs
-from bnfold.parity.hard_rule import VARIANTS, HardCorner, check_hard
+from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.rerounding import one_ulp_off, rerounded
+from bnfold.parity.rerounding import copies_of, one_ulp_off, rerounded
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
 
@@ -162,6 +162,13 @@ def test_rerounding_moves_what_is_computed_with_and_nothing_else() -> None:
             assert np.array_equal(left, right), old.name
 
 
+def test_fewer_copies_are_asked_of_a_large_model() -> None:
+    small = ir.to_proto(fold(small_cnn())[1])
+    assert copies_of(small) == 8
+    small.graph.initializer.append(onnx.TensorProto(name="large", dims=[3000, 3000], data_type=1))
+    assert copies_of(small) == 3
+
+
 # ---------------------------------------------------------------------------------------------------- the rule
 
 
@@ -169,7 +176,7 @@ def judged(model: onnx.ModelProto, folded: onnx.ModelProto, x: dict[str, Any]) -
     unfolded = open_session(model.SerializeToString(), optimise=False)
     served = [
         open_session(each.SerializeToString(), optimise=True)
-        for each in (folded, *(rerounded(folded, seed) for seed in range(VARIANTS)))
+        for each in (folded, *(rerounded(folded, seed) for seed in range(copies_of(folded))))
     ]
     found: list[HardCorner] = []
     for hard in hard_inputs([spec_of(x["input"])], Samples(x, None)):
