@@ -10,11 +10,11 @@ from typing import Any
 from bnfold.errors import ParityError
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.hard_inputs import hard_inputs
-from bnfold.parity.hard_rule import VARIANTS, HardCorner, check_hard
+from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
-from bnfold.parity.rerounding import rerounded
+from bnfold.parity.rerounding import copies_of, rerounded
 from bnfold.parity.search import worst_input
 from bnfold.parity.worst import Run, WorstInput, in_batches
 from bnfold.runtime import open_session, run
@@ -69,7 +69,7 @@ def _kinds(evidence: Evidence, request: Request) -> tuple[list[HardCorner], list
     unfolded, folded = _runner(evidence, evidence.reference_session), _runner(evidence, evidence.folded_session)
     again = [
         _runner(evidence, open_session(_again(evidence, seed), optimise=True, threads=evidence.threads))
-        for seed in range(VARIANTS)
+        for seed in range(copies_of(evidence.folded_proto))
     ]
     corners: list[HardCorner] = []
     begun, left_out = time.monotonic(), []
