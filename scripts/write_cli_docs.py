@@ -23,9 +23,9 @@ its result, or `{{"error": "..."}}`. JSON has no NaN and no infinity: they are w
 
 | exit code | meaning |
 |---|---|
-| 0 | done; for `verify`: parity holds |
-| 1 | `verify`: parity does not hold |
-| 2 | the input or the options cannot be used, and one sentence on stderr says why; for `verify`: cannot tell |
+| 0 | done; for `verify`: parity holds; for `audit`: it is a right fold |
+| 1 | `verify`: parity does not hold; `audit`: it is not a right fold |
+| 2 | the input or the options cannot be used, and one sentence on stderr says why; `verify`, `audit`: cannot tell |
 | 130 | interrupted |
 | 141 | whoever read the output has gone |
 
