@@ -97,42 +97,38 @@ def _site_cells(row: Judged, axis: Axis) -> list[str]:
 _CORNER = frozenset(
     {"output", "elements", "unfolded_error", "folded_error", "unfolded_rms", "folded_rms", "scale", "truth_rms"}
     | {"factor", "unit", "smallest", "rms_limit", "error_limit"}
-    | {"kind", "ratio"}
+    | {"kind", "ratio", "rows", "left_out", "scatter_rms", "scatter_error"}
 )
 
 
 def corners(rows: Rows) -> Iterator[str]:
     """T3: both errors against the truth, output by output, and what the folded one may be."""
     chosen, left = choose(rows, "folded_rms", in_order=True)
-    lines = [(row, *line) for row in chosen for line in _errors(row)]
+    lines = [(row, *line) for row in chosen for line in _errors(row) if not _is_brief(row) or line[0] == "rms"]
     axis = log_axis(value for _, _, *line in lines for value in line)
     cells = []
     for row, name, unfolded, folded, limit in lines:
         said = f"unfolded {measured(unfolded)}, folded {measured(folded)}, at most {measured(limit)}"
         ratio = folded / unfolded if folded is not None and unfolded else None
-        label = (
-            name_cell(row, [f"{shown(row.row.get('elements'))} values"])
-            if name == "rms"
-            else f'<span class="quiet">{escaped(shortened(row.name, LONG))}</span>'
-        )
-        numbers = [measured(value) for value in (unfolded, folded, limit)]
+        label = _label(row) if name == "rms" else f'<span class="quiet">{escaped(shortened(row.name, LONG))}</span>'
+        numbers = [*map(measured, (unfolded, folded, limit)), "–" if ratio is None else measured(ratio)]
         drawn = pair(axis, unfolded, folded, limit, colour(row), said)
-        cells.append(
-            (
-                row,
-                [
-                    label,
-                    f'<span class="kind">{name}</span>',
-                    *numbers,
-                    "–" if ratio is None else measured(ratio),
-                    drawn,
-                ],
-            )
-        )
+        cells.append((row, [label, f'<span class="kind">{name}</span>', *numbers, drawn]))
     heads = ("output", "error", "#unfolded", "#folded", "#at most", "#times", scale(axis, "distance from the truth"))
     yield from row_table(heads, cells, rows, _CORNER)
     yield PAIR_KEY
     yield from remainder(left, "output", "hold", "")
+
+
+def _is_brief(row: Judged) -> bool:
+    """A kind of hard input takes one line, unless something is wrong with it."""
+    return "kind" in row.row and row.state in ("holds", "measured")
+
+
+def _label(row: Judged) -> str:
+    output, kind = text_in(row.row, "output"), text_in(row.row, "kind")
+    values = f"{shown(row.row.get('elements'))} values"
+    return name_cell(row, [output, values] if kind else [values], kind)
 
 
 def _errors(row: Judged) -> Iterator[tuple[str, float | None, float | None, float | None]]:

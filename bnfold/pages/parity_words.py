@@ -32,6 +32,10 @@ ABOUT: Mapping[str, About] = {
         "The folded network is as near to the float64 truth as the unfolded one.",
         "Faults smaller than rounding; inputs that were not run.",
     ),
+    "T3h": About(
+        "It is so too on inputs that are made to be hard, and on the worst one that a search finds.",
+        "Inputs that neither the list nor the search came upon.",
+    ),
     "T3b": About(
         "reference.onnx is the source, by its hashes, and the stored truth is what it computes in float64.",
         "A source exchanged as a whole, every hash with it.",
@@ -85,6 +89,14 @@ SHARES = frozenset(
 _IN_TIER: Mapping[tuple[str, str], str] = {
     ("T1", "worst_ulp"): "worst distance, in ulp",
     ("T5", "worst_ratio"): "worst folded / unfolded, rms",
+    ("T3h", "kinds"): "kinds of hard inputs",
+    ("T3h", "rows"): "rows of them",
+    ("T3h", "left_out"): "rows left out, not finite unfolded",
+    ("T3h", "worst_of_limit"): "largest error / limit, rms",
+    ("T3h", "search_difference"): "largest difference that it found",
+    ("T3h", "search_on_data"): "the same on the data",
+    ("T3h", "search_top1_same"): "same top-1 there",
+    ("T3h", "search_margin"): "margin there",
     ("T5", "absent"): "places not present",
     ("T5", "batch_difference"): "largest difference over batches",
     ("T5", "batch_difference_ulp"): "the same in ulp",

@@ -103,7 +103,7 @@ def test_a_proof_says_that_it_holds_and_shows_every_tier_row_and_note() -> None:
         assert f"headline of {name}" in said
     assert "a note" in said
     assert "the float nearest to its exact value" in said
-    assert "Not claimed here, since it was not run: T5" in said
+    assert "Not claimed here, since it was not run: T3h" in said
     assert "weight of conv, folded with bn" in said
     assert "bnfold verify net/3" in said
     assert page.count("<svg") >= 5
