@@ -8,6 +8,7 @@ every new tensor is the float nearest to its expression's exact value, whose ari
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -148,10 +149,29 @@ def certify(
     others = expectation.plan.norms if explain else None
     found = (
         _judged(new, linears.get(id(new.expr)), expectation.model, folded, others)
-        for new in expectation.tensors
+        for new in _in_graph_order(expectation)
         if only is None or new.tensor in only
     )
-    return Certificate(tuple(verdict for verdict in found if verdict is not None), structure)
+    return Certificate(_with_stale_biases([verdict for verdict in found if verdict is not None]), structure)
+
+
+def _in_graph_order(expectation: Expectation) -> list[NewTensor]:
+    """The new tensors in the order in which the folded graph reads them."""
+    read = [value.name for node in expectation.model.graph for value in node.inputs if value is not None]
+    first = {name: at for at, name in reversed(list(enumerate(read)))}
+    return sorted(expectation.tensors, key=lambda new: first.get(new.tensor, len(read)))
+
+
+def _with_stale_biases(found: Sequence[TensorVerdict]) -> tuple[TensorVerdict, ...]:
+    """One number a channel does not show other statistics; the weight of the same linear does."""
+    stale = {verdict.linear for verdict in found if verdict.cause and verdict.cause.code == "STALE"}
+    words = "its weight has other factors than the norm's: stale statistics?"
+    return tuple(
+        dataclasses.replace(verdict, cause=Cause("STALE", words, 0.0))
+        if verdict.role == "bias" and not verdict.nearest and not verdict.cause and verdict.linear in stale
+        else verdict
+        for verdict in found
+    )
 
 
 def expect(reference: ir.Model, report: FoldReport | None = None, plan: Plan | None = None) -> Expectation:

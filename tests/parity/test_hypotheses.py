@@ -244,6 +244,24 @@ def test_the_certificate_names_channels_and_cause() -> None:
     assert [tensor.tensor for tensor in certify(expectation, folded, only=[weight.tensor]).tensors] == [weight.tensor]
 
 
+def test_a_bias_of_other_statistics_is_told_by_its_weight_and_tensors_come_in_graph_order() -> None:
+    model = next(s for s in SPECIMENS if s.name == "classifier").model()
+    reference = ir.from_proto(model)
+    folded, report, _ = onnx_graph.fold(reference, moves="all")
+    expectation = expect(reference, report)
+    names = []
+    for new in expectation.tensors:
+        right = algebra.rounded(new.expr, "float32")
+        factors = np.linspace(0.9, 1.1, len(right)).astype(np.float32).reshape(-1, *(1,) * (right.ndim - 1))
+        folded.graph.initializers[new.tensor].const_value = ir.tensor(right * factors, name=new.tensor)
+        names.append(new.tensor)
+    found = certify(expectation, folded)
+    assert [tensor.cause and tensor.cause.code for tensor in found.tensors] == ["STALE"] * 6
+    assert [tensor.cause and tensor.cause.explained for tensor in found.tensors[:2]] == [1.0, 0.0]
+    read = [value.name for node in folded.graph for value in node.inputs if value is not None]
+    assert [tensor.tensor for tensor in found.tensors] == sorted(names, key=read.index)
+
+
 @pytest.mark.parametrize(
     ("channels", "words"),
     [([3], "3"), ([3, 7], "3 and 7"), ([3, 7, 9, 12], "3, 7, 9 and 12"), (range(64), "0 to 63"),

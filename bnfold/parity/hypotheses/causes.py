@@ -35,7 +35,10 @@ _STEPS = 8  # of Newton's method; from a variance to half of it takes six
 
 @dataclass(frozen=True)
 class Cause:
-    """A likely cause. code: a stable name; words: for a person; explained: the share of wrong elements it explains."""
+    """A likely cause. code: a stable name; words: for a person.
+
+    explained: the share of the wrong elements that it explains; 0 where it is inferred from another tensor.
+    """
 
     code: str
     words: str
