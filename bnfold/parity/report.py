@@ -34,6 +34,7 @@ class TierResult:
     findings: tuple[str, ...] = ()
     details: tuple[Mapping[str, Any], ...] = ()
     assumptions: tuple[str, ...] = ()
+    seconds: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready values; a number that is not finite becomes null."""
@@ -42,6 +43,7 @@ class TierResult:
                 "tier": self.tier, "title": self.title, "status": self.status, "headline": self.headline,
                 "summary": self.summary, "findings": self.findings, "details": self.details,
                 "assumptions": self.assumptions,
+                **({} if self.seconds is None else {"seconds": round(self.seconds, 3)}),
             }
         )  # fmt: skip
         return document
@@ -125,7 +127,8 @@ class ParityReport:
         failing = [tier.tier for tier in self.tiers if tier.status != "holds"]
         match self.holds:
             case True if self.not_run:
-                return f"{', '.join(tier.tier for tier in self.tiers)} hold; {', '.join(self.not_run)} not run, so parity is not proven by this run"
+                run, left = ", ".join(tier.tier for tier in self.tiers), ", ".join(self.not_run)
+                return f"{run} hold; {left} not run, so parity is not proven by this run"
             case True:
                 return "parity holds: the folded model computes what the unfolded one does"
             case False:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
+import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +88,9 @@ def examine(
     results = []
     for tier in tiers:
         request.say(f"{tier}: {CHECKS[tier][0]}")
-        results.append(_run(tier, evidence, request))
+        begun = time.monotonic()
+        found = _run(tier, evidence, request)
+        results.append(found if version is None else replace(found, seconds=time.monotonic() - begun))
     number = bundle.manifest.version if version == -1 else version
     return ParityReport(bundle.manifest.name, number, tuple(results), dict(_environment(evidence)), tuple(notes))
 
