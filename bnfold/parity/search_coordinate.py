@@ -52,7 +52,7 @@ class _Packing:
 
 def by_coordinates(ground: Ground, evaluations: int, seed: int, clock: Clock) -> Climb:
     """Search for the difference, for the difference by the margin, and between re-rounded copies."""
-    pair, share = ground.pair, 0.8 / ground.parts
+    pair, share, clock = ground.pair, 0.8 / ground.parts, clock.rest()
     search = functools.partial(_search, ground, seed)
     clock.say("worst input: coordinate search for the difference")
     objective = functools.partial(row_differences, scales=ground.scales)

@@ -16,6 +16,7 @@ from bnfold.parity.rerounding import rerounded
 from bnfold.parity.worst import NULLS, Climb, Clock, Ground, Sought, in_batches, keep_largest
 
 _LEAST_STEPS = 6  # fewer get less far than the same time of coordinate search
+_RUNS = 20  # of the unfolded network, for which a step is taken at first; what it does take is measured then
 
 
 def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
@@ -27,6 +28,7 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
         raise ParityError("an input of integers has no gradient")
     if importlib.util.find_spec("torch") is None:
         raise ParityError("torch is not installed")
+    _check_time(ground.parts * _RUNS * _timed(lambda: ground.unfolded(ground.starts)), clock)
     # By its name: nothing that imports this module, a server least of all, is to depend on torch.
     engine = importlib.import_module("bnfold.parity.search_torch")
     pair = ground.pair
@@ -34,7 +36,8 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
     climb = functools.partial(engine.gradient_search, starts=ground.starts, ranges=ground.ranges)
     share = 0.8 / ground.parts
     clock.say("worst input: gradient ascent on the difference")
-    _check_time(functools.partial(climb, folded, reference, steps=0), ground.parts, clock)
+    _check_time(ground.parts * _timed(lambda: climb(folded, reference, steps=0)), clock)
+    clock = clock.rest()
     found = climb(folded, reference, steps=steps, deadline=clock.at(share))
     rows = [ground.cast(found.inputs)]
     if pair.decided is not None:
@@ -52,11 +55,15 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
     return Climb("gradient", every, sought, found.steps, truth)
 
 
-def _check_time(evaluate: Callable[[], object], parts: int, clock: Clock) -> None:
-    """Raises ParityError where the time is too short for the least number of steps of every climb."""
+def _timed(action: Callable[[], object]) -> float:
     begun = time.monotonic()
-    evaluate()
-    one = time.monotonic() - begun
-    left = clock.at(0.8) - time.monotonic()
-    if left < one * parts * _LEAST_STEPS:
-        raise ParityError(f"{clock.seconds:.3g} s are too few: a step of gradient ascent takes {one:.2g} s")
+    action()
+    return time.monotonic() - begun
+
+
+def _check_time(step: float, clock: Clock) -> None:
+    """Raises ParityError where the time is too short. step: of all climbs together."""
+    if clock.rest().seconds < _LEAST_STEPS * step:
+        raise ParityError(
+            f"{clock.seconds:.3g} s are too few for {_LEAST_STEPS} steps of gradient ascent, of about {step:.2g} s each"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -79,8 +80,10 @@ class WorstInput:
 
     @property
     def ratio(self) -> float:
-        """difference / on_data."""
-        return self.difference / self.on_data if self.on_data else (math.inf if self.difference else 1.0)
+        """difference / on_data; 1 where both are zero or both infinite."""
+        if self.difference == self.on_data:  # none at all, or what is not finite, there and here
+            return 1.0
+        return self.difference / self.on_data if self.on_data else math.inf
 
     @property
     def corner(self) -> Corner:
@@ -127,6 +130,11 @@ class Clock:
     def at(self, share: float) -> float:
         """The time at which this share of the budget is spent."""
         return self.begun + share * self.seconds
+
+    def rest(self) -> Clock:
+        """What is left of the time, as a budget of its own."""
+        now = time.monotonic()
+        return Clock(now, max(0.0, self.at(1.0) - now), self.say)
 
 
 @dataclass(frozen=True, eq=False)

@@ -217,6 +217,13 @@ def test_an_operator_that_torch_does_not_know_leads_to_the_coordinate_search() -
     assert found.status == "holds", found.sentences()
 
 
+def test_a_folded_model_that_is_nan_everywhere_fails() -> None:
+    model = small_cnn()
+    found = seek(pair_of(model, faulty(model, "one element NaN")), inputs_for(model, batch=9), steps=2, evaluations=60)
+    assert found.status == "fails"
+    assert (found.difference, found.on_data, found.ratio) == (math.inf, math.inf, 1.0)
+
+
 def test_says_why_nothing_can_be_searched() -> None:
     model = small_cnn()
     pair = pair_of(model, ir.to_proto(fold(model)[1]))
