@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib.metadata
 import io
 from collections.abc import Mapping
@@ -54,6 +55,12 @@ def check_install() -> None:
         )
 
 
+@functools.cache
+def _check_install_once() -> None:
+    """As `check_install`, whose reading of packages takes as long as opening a small model."""
+    check_install()
+
+
 def open_session(
     model: Path | bytes, *, optimise: bool, device: Device = "cpu", threads: int = 1, tf32: bool = False
 ) -> ort.InferenceSession:
@@ -64,7 +71,7 @@ def open_session(
     NoCuda; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
     tf32: whether CUDA may round the factors of float32 products to TF32, as the runtime does by itself; off here.
     """
-    check_install()
+    _check_install_once()
     import onnxruntime as ort
 
     source = model if isinstance(model, bytes) else str(model)

@@ -24,7 +24,7 @@ from bnfold.parity.bounds import Rounding
 from bnfold.parity.certificate import Expectation
 from bnfold.parity.exact import format_of
 from bnfold.parity.local_result import F64, SLACK, SiteResult, exceeded, worse
-from bnfold.parity.points import exact_points, first_rows
+from bnfold.parity.points import Points, exact_points, first_rows
 from bnfold.parity.regions import Region, regions
 from bnfold.parity.running import State, analyse, rounded_once
 from bnfold.parity.spans import Spans, with_outputs
@@ -49,7 +49,7 @@ class Regions:
 
 def check_regions(
     reference: ir.Model, folded: ir.Model, expectation: Expectation, batches: Sequence[Mapping[str, Array]],
-    *, is_free: bool = True, threads: int = 1, operands: float = 0.0,
+    *, is_free: bool = True, threads: int = 1, operands: float = 0.0, points: Points | None = None,
 ) -> Regions:  # fmt: skip
     """Bound every edit of a fold that is no site, on some inputs. batches: inputs of the network by name.
 
@@ -57,7 +57,7 @@ def check_regions(
     when the reference cannot be run on the batches.
     """
     try:
-        points = exact_points(reference, expectation.plan.edits, first_rows(batches, _ROWS, is_free=is_free))
+        points = points or points_of(reference, expectation, batches, is_free=is_free)
     except BnfoldError as problem:
         return Regions((), tuple(_unbounded(expectation, (), f"{problem}")), {})
     before, after = to_proto(reference), to_proto(folded)
@@ -75,6 +75,13 @@ def check_regions(
         for region in found
     ]
     return Regions(tuple(results), tuple(_unbounded(expectation, found)), points.apart)
+
+
+def points_of(
+    reference: ir.Model, expectation: Expectation, batches: Sequence[Mapping[str, Array]], *, is_free: bool = True
+) -> Points:
+    """Where the exact fold agrees with the reference, whatever was shipped. ParityError: it cannot be run."""
+    return exact_points(reference, expectation.plan.edits, first_rows(batches, _ROWS, is_free=is_free))
 
 
 def _values(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,11 @@ from bnfold.parity.certificate import Expectation, certify, expect
 from bnfold.parity.decisions import decide
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.local import SiteResult, check_local, check_sites
-from bnfold.parity.local_regions import check_regions
+from bnfold.parity.local_regions import check_regions, points_of
 from bnfold.parity.mutants.making import Mutant
 from bnfold.parity.mutants.specimens import Specimen
 from bnfold.parity.oracle import run_float64
+from bnfold.parity.points import Points
 from bnfold.parity.triangle import compare, worst_corner
 from bnfold.runtime import open_session, run
 
@@ -94,20 +96,30 @@ class Pair:
 
     def _local_results(self, mutant: Mutant) -> Sequence[SiteResult]:
         """T2 where the tensor is read: elsewhere both sides are as they were, each site having the same inputs."""
-        batches = [{name: array[: _LOCAL_ROWS if self.is_free else None] for name, array in batch.items()}
-                   for batch in self.batches]  # fmt: skip
         if mutant.is_graph:
             found = check_local(
-                self.reference, mutant.model, self.expectation, batches, is_free=self.is_free, threads=self.threads
+                self.reference, mutant.model, self.expectation, self._few, is_free=self.is_free, threads=self.threads
             )
             return found.results
         sites = [site for site in self.expectation.sites if mutant.tensor in (site.weight, site.bias)]
         if sites:
-            return check_sites(self.reference, mutant.model, sites, batches, threads=self.threads)
+            return check_sites(self.reference, mutant.model, sites, self._few, threads=self.threads)
         regions = check_regions(
-            self.reference, mutant.model, self.expectation, batches, is_free=self.is_free, threads=self.threads
-        )
+            self.reference, mutant.model, self.expectation, self._few, is_free=self.is_free, threads=self.threads,
+            points=self._points,
+        )  # fmt: skip
         return [result for _, result in regions.results]
+
+    @cached_property
+    def _few(self) -> list[Batch]:
+        """The first rows of every batch."""
+        rows = slice(0, _LOCAL_ROWS if self.is_free else None)
+        return [{name: array[rows] for name, array in batch.items()} for batch in self.batches]
+
+    @cached_property
+    def _points(self) -> Points:
+        """Where the exact fold agrees with the reference: the same for every mutant."""
+        return points_of(self.reference, self.expectation, self._few, is_free=self.is_free)
 
     def _outputs(self, model: ir.Model) -> dict[str, Verdict]:
         try:
