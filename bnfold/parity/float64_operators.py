@@ -3,8 +3,9 @@
 As of onnx 1.23: ConvTranspose with groups cuts the weight by the wrong channels (it raises, or answers wrong); MaxPool
 mistakes the order of `pads` and drops NaN; both and AveragePool loop over elements in Python. GlobalMaxPool takes the
 wrong axes unless there are two of space. Conv is right, but makes the column matrix of a whole batch at once. Softmax
-and LogSoftmax are those of opset 13 in every opset. These follow the specifications Conv-11, ConvTranspose-11,
-MaxPool-12 and AveragePool-19 over numpy's sliding windows; the tests compare them with torch and with ONNX Runtime.
+and LogSoftmax are those of opset 13 in every opset; LRN sums for as many channels as there are samples. These follow
+the specifications Conv-11, ConvTranspose-11, MaxPool-12 and AveragePool-19 over numpy's sliding windows; the tests
+compare them with torch and with ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -266,6 +267,20 @@ class LogSoftmax(OpRun):
         return (rest - np.log(np.exp(rest).sum(axis=axes, keepdims=True)),)
 
 
+class LRN(OpRun):
+    """LRN-13, which sums over `size` neighbouring channels."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, alpha: float = 1e-4, beta: float = 0.75, bias: float = 1.0, size: int = 1
+    ) -> tuple[Array]:  # fmt: skip
+        before, after = (size - 1) // 2, size // 2
+        padded = np.pad(x**2, [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 2)])
+        total = sum(padded[:, at : at + x.shape[1]] for at in range(size))
+        return (x / (bias + alpha / size * total) ** beta,)
+
+
 class Gelu(OpRun):
     """Gelu-20, by its formula: the function body of the schema spells sqrt(2) and pi out as float32."""
 
@@ -349,5 +364,5 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 OPERATORS = (
     Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Gelu, HardSwish, BatchNormalization,
-    LayerNormalization, RMSNormalization, Softmax, LogSoftmax,
+    LayerNormalization, RMSNormalization, Softmax, LogSoftmax, LRN,
 )  # fmt: skip

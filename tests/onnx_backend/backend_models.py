@@ -80,7 +80,7 @@ def with_inputs(kind: str) -> Iterator[Case]:
     for case in converted(kind):
         model = readable(case.model)
         found = Case(kind, case.name, model, batches_of(model, case.name))
-        is_linear = len(model.graph.node) == 1 and model.graph.node[0].op_type in LINEARS
+        is_linear = any(node.op_type in LINEARS for node in model.graph.node)
         yield _promoted(found) if is_linear and len(model.graph.input) > 1 else found
 
 
@@ -275,7 +275,7 @@ def _is_float32(model: onnx.ModelProto) -> bool:
 def _promoted(case: Case) -> Case:
     """Second and later inputs as initialisers: random weights and statistics, anything else as it is given."""
     model, (given,) = case.model, case.batches
-    (node,) = model.graph.node
+    node = next((node for node in model.graph.node if node.op_type in LINEARS), model.graph.node[0])
     if node.op_type in _DATA_ALL:
         return case
     rng = _rng(case.name)

@@ -110,6 +110,14 @@ def test_global_max_pool_agrees_with_the_runtime(dims: int) -> None:
     assert np.array_equal(run_float64(model, {"x": x})["y0"], by_runtime(model, x)["y0"])
 
 
+@pytest.mark.parametrize("size", [1, 3, 5, 7])
+def test_local_response_normalisation_agrees_with_the_runtime(size: int) -> None:
+    x = np.random.default_rng(size).normal(size=(2, 6, 3, 4)).astype(np.float32) * 3
+    model = one_node("LRN", x, size=size, alpha=0.5, beta=0.6, bias=2.0)
+    difference = np.abs(run_float64(model, {"x": x})["y0"] - by_runtime(model, x)["y0"])
+    assert difference.max() < 1e-5
+
+
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
 @pytest.mark.parametrize("axis", [None, 0, 1, 2, -1])
 @pytest.mark.parametrize("opset", [9, 11, 13, 19])
