@@ -15,11 +15,11 @@ from bnfold.pages.parity_decisions import TOLD, margins
 from bnfold.pages.parity_proof import again, bundle, environment, norms, others
 from bnfold.pages.parity_sections import rows_of
 from bnfold.pages.parity_style import STYLE
-from bnfold.pages.parity_values import chip, facts, shown, table
+from bnfold.pages.parity_values import chip, facts, figure, shown, table
 from bnfold.pages.parity_words import ABOUT, SIGNS, UNKNOWN, words
 from bnfold.pages.text import escaped
 from bnfold.parity.report import PROOF
-from bnfold.parity.rows import Judged, is_list, judged, text_in, texts_in
+from bnfold.parity.rows import Judged, is_list, judged, number_in, text_in, texts_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MOST_FINDINGS = 6  # of a tier, above the tables; the rest stand with the tier
@@ -44,6 +44,7 @@ class _Tier:
     findings: Sequence[str]
     assumptions: Sequence[str]
     rows: Sequence[Judged]
+    seconds: float | None = None
 
     @property
     def label(self) -> str:
@@ -109,6 +110,7 @@ def _tier(at: int, tier: Mapping[str, Any]) -> _Tier:
         texts_in(tier, "findings"),
         texts_in(tier, "assumptions"),
         judged(tier.get("details")),
+        number_in(tier, "seconds"),
     )
 
 
@@ -189,7 +191,8 @@ def _findings(tiers: Sequence[_Tier]) -> Iterator[str]:
 def _section(tier: _Tier) -> Iterator[str]:
     """Everything that a tier has to say."""
     yield f'<section id="tier-{tier.at}"><h2>{escaped(tier.label)} {chip(tier.status)}</h2>'
-    yield f'<p class="lead">{escaped(tier.headline)}</p>'
+    took = "" if tier.seconds is None else f' <span class="quiet">({figure(tier.seconds)} s)</span>'
+    yield f'<p class="lead">{escaped(tier.headline)}{took}</p>'
     decided = "margin_quantiles" in tier.summary or "smallest_margin" in tier.summary
     if decided:
         yield from margins(tier.summary)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -47,7 +47,7 @@ def to_junit(report: ParityReport) -> str:
         suite = _suite(tier, label, report)
         root.append(suite)
         totals = {key: count + int(suite.attrib[key]) for key, count in totals.items()}
-    root.attrib.update({key: str(count) for key, count in totals.items()} | {"time": "0"})
+    root.attrib.update({key: str(count) for key, count in totals.items()} | {"time": _sum(report.tiers)})
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -60,7 +60,7 @@ def _suite(tier: TierResult, label: str, report: ParityReport) -> ElementTree.El
         {
             "name": _clean(f"{tier.tier} {tier.title}"), "tests": str(len(cases)),
             "failures": str(kinds.count("failure")), "errors": str(kinds.count("error")),
-            "skipped": str(kinds.count("skipped")), "time": "0",
+            "skipped": str(kinds.count("skipped")), "time": _time(tier),
         },
     )  # fmt: skip
     properties = ElementTree.SubElement(suite, "properties")
@@ -68,12 +68,22 @@ def _suite(tier: TierResult, label: str, report: ParityReport) -> ElementTree.El
         ElementTree.SubElement(properties, "property", {"name": _clean(name), "value": _clean(value)})
     for case in cases:
         place = {"name": _clean(case.name), "classname": _clean(f"bnfold.{label}.{tier.tier}"), "time": "0"}
+        place |= {"time": _time(tier)} if case is cases[0] else {}  # the tier's own case has its time, its rows none
         element = ElementTree.SubElement(suite, "testcase", place)
         if case.kind:
             kept = {"message": _clean(case.message)}
             told = kept if case.kind == "skipped" else kept | {"type": _clean(tier.tier)}
             ElementTree.SubElement(element, case.kind, told).text = _clean(case.text, keep="\n") or None
     return suite
+
+
+def _time(tier: TierResult) -> str:
+    """Seconds, as JUnit has them; 0 where they were not measured."""
+    return f"{tier.seconds or 0:.3f}"
+
+
+def _sum(tiers: Sequence[TierResult]) -> str:
+    return f"{sum(tier.seconds or 0 for tier in tiers):.3f}"
 
 
 def _verdict(tier: TierResult) -> _Case:

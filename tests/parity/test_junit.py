@@ -61,7 +61,8 @@ def test_a_bundle_that_holds_passes_with_a_case_for_every_tensor_site_and_output
 
 
 def test_names_are_the_same_from_run_to_run_and_every_one_is_its_own(pristine: Path) -> None:
-    first, second = (ElementTree.fromstring(to_junit(verify(pristine))) for _ in range(2))
+    tiers = ("T0", "T1", "T2", "T3")
+    first, second = (ElementTree.fromstring(to_junit(verify(pristine, tiers=tiers))) for _ in range(2))
     places = [(case.attrib["classname"], case.attrib["name"]) for case in first.iter("testcase")]
     assert len(set(places)) == len(places)
     assert places == [(case.attrib["classname"], case.attrib["name"]) for case in second.iter("testcase")]
@@ -75,7 +76,7 @@ def test_a_changed_weight_fails_its_tensor_and_its_site_and_no_other(folder: Pat
     changed.CopyFrom(numpy_helper.from_array(values, changed.name))
     onnx.save(model, folder / "model.onnx")
     mend(folder)
-    report = verify(folder)
+    report = verify(folder, tiers=("T0", "T1", "T2"))
     suites = {suite.attrib["name"].split()[0]: suite for suite in ElementTree.fromstring(to_junit(report))}
     assert names(suites["T1"], "failure") == ["verdict", changed.name]
     sites = [row["linear"] for row in report.tier("T2").details if row["bad"]]
@@ -126,6 +127,17 @@ def test_hostile_names_stay_names() -> None:
 def test_rows_of_the_same_name_are_told_apart() -> None:
     tier = TierResult("T1", "t", "holds", "h", {}, (), (tensor("w"), tensor("w"), {"number": 1}))
     assert names(read(tier)) == ["verdict", "w", "w #2", "row 3"]
+
+
+def test_times_are_those_of_the_tiers() -> None:
+    tiers = (
+        TierResult("T1", "t", "holds", "h", details=(tensor("w"),), seconds=1.5),
+        TierResult("T2", "t", "holds", "h"),
+    )
+    document = read(*tiers)
+    assert [suite.attrib["time"] for suite in document] == ["1.500", "0.000"]
+    assert [case.attrib["time"] for case in document.iter("testcase")] == ["1.500", "0", "0.000"]
+    assert document.attrib["time"] == "1.500"
 
 
 def test_properties_tell_the_environment_and_the_numbers() -> None:
