@@ -68,7 +68,8 @@ class Comparison:
 
 def compare_graphs(original: ir.Model, folded: ir.Model) -> Comparison:
     """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read."""
-    ready, computed = settled(folded)
+    original, _ = settled(original, weights=False)
+    ready, computed = settled(folded, weights=True)
     left, right = side_of(original), side_of(ready)
     _check_ends(left, right)
     matching = match(left, right)

@@ -1,7 +1,8 @@
-"""Weights that a folded network computes in its graph, as the numbers that they come to.
+"""Constants that a network computes in its graph, as the numbers that they come to.
 
-Some tools write the fold down as nodes over constants and leave the arithmetic to whoever loads the model. What such a
-weight is can only be said with a runtime: ONNX Runtime's, with its optimisations off.
+Some tools write the fold down as nodes over constants and leave the arithmetic to whoever loads the model; what such a
+weight is can only be said with a runtime. And what one network computes of constants (indices, masks), the other
+may have stored. ONNX Runtime computes them, with its optimisations off.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import onnx_ir as ir
 from bnfold.errors import BnfoldError
 from bnfold.folding.expressions import Array
 from bnfold.folding.onnx_clone import clone_of, unlist_constants
+from bnfold.folding.onnx_constants import Constants
 from bnfold.folding.onnx_file import to_proto
 from bnfold.runtime import open_session, run
 
@@ -20,45 +22,73 @@ _LINEARS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RANDOM = ("RandomNormal", "RandomUniform", "Bernoulli", "Multinomial")
 
 
-def settled(model: ir.Model) -> tuple[ir.Model, tuple[str, ...]]:
-    """(a clone with computed weights and biases stored, their names). The model is not changed."""
+def settled(model: ir.Model, *, weights: bool) -> tuple[ir.Model, tuple[str, ...]]:
+    """(a clone with computed constants stored, the names of weights and biases among them).
+
+    weights: also those of linears, which otherwise stay the expressions that they are. The model is not changed.
+    """
     clone = clone_of(model)
     unlist_constants(clone)
-    wanted = dict.fromkeys(_computed(clone))
-    if not wanted:
+    found = dict(_computed(clone, weights))
+    if not found:
         return clone, ()
     try:
-        arrays = _values(clone, list(wanted))
-    except BnfoldError:  # nothing is said of them then: a linear with a computed weight matches nothing
+        arrays = _values(clone, list(found))
+    except BnfoldError:  # nothing is said of them then, and what reads them matches nothing
         return clone, ()
-    for value in wanted:
+    for value, users in found.items():
         name = str(value.name)
-        tensor = ir.tensor(arrays[name], name=f"{name}.computed")
+        tensor = ir.tensor(arrays[name], name=_fresh(clone, name))
         stored = ir.Value(
-            name=_fresh(clone, name), shape=ir.Shape(arrays[name].shape), type=ir.TensorType(tensor.dtype),
-            const_value=tensor,
-        )  # fmt: skip
+            name=tensor.name, shape=ir.Shape(arrays[name].shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+        )
         clone.graph.register_initializer(stored)
-        for user, index in list(value.uses()):
-            if user.op_type in _LINEARS and index > 0:
-                user.replace_input_with(index, stored)
-    return clone, tuple(str(value.name) for value in wanted)
+        for user, index in users:
+            user.replace_input_with(index, stored)
+    linears = (str(value.name) for value, users in found.items() if any(_is_weight(*use) for use in users))
+    return clone, tuple(linears)
 
 
-def _computed(model: ir.Model) -> Iterator[ir.Value]:
-    """Values that are made of constants by nodes, and that a linear reads as weight or bias."""
-    constant: set[ir.Value] = {v for v in model.graph.initializers.values() if v not in set(model.graph.inputs)}
+Use = tuple[ir.Node, int]
+
+
+def _is_weight(user: ir.Node, index: int) -> bool:
+    return user.op_type in _LINEARS and index > 0 and not user.domain
+
+
+def _computed(model: ir.Model, weights: bool) -> Iterator[tuple[ir.Value, list[Use]]]:
+    """Values that nodes make of constants, and who reads them that is no constant itself."""
+    listed = set(model.graph.inputs)
+    constant = {value for value in model.graph.initializers.values() if value not in listed}
+    known = _known(model)
     for node in model.graph:
         inputs = [value for value in node.inputs if value is not None]
-        if node.op_type in _LINEARS and not node.domain:
-            for value in inputs[1:]:
-                producer = value.producer()
-                if value in constant and producer is not None and producer.op_type not in ("Constant", "Identity"):
-                    yield value
         has_graph = any(attribute.type in _GRAPHS for attribute in node.attributes.values())
         is_random = any(node.op_type.startswith(name) for name in _RANDOM)
         if not node.domain and not has_graph and not is_random and all(value in constant for value in inputs):
             constant.update(node.outputs)
+    for node in model.graph:
+        for value in node.outputs:
+            if value not in constant or node.op_type in ("Constant", "Identity"):
+                continue
+            uses = [(use.node, use.idx) for use in value.uses() if not set(use.node.outputs) <= constant]
+            wanted = [use for use in uses if (weights and _is_weight(*use)) or not _is_told(known, value)]
+            if wanted:
+                yield value, wanted
+
+
+def _known(model: ir.Model) -> Constants:
+    """The constants that facts know as expressions or integers."""
+    known = Constants(model.graph, ir_version=model.ir_version)
+    for node in model.graph:
+        if not node.domain and node.op_identifier() not in model.functions:
+            known.take(node)
+    return known
+
+
+def _is_told(known: Constants, value: ir.Value) -> bool:
+    found = (known.get(value), known.integers(value), known.flag(value))
+    return any(part is not None for part in found)
 
 
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

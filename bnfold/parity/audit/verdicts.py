@@ -169,6 +169,8 @@ def _output_channels(index: Array, linear: Linear) -> Array:
 
 def _cause(demand: Demand, expr: Expr, shipped: Array, wrong: Array, others: Sequence[Norm]) -> str:
     """What is likely to have gone wrong, in words; empty where nothing that is known explains it."""
+    if demand.guessed:
+        return ""
     if demand.original is not None:
         return "it was changed, though no fold touches it"
     if not np.isfinite(shipped[wrong].astype(np.float64)).all():
