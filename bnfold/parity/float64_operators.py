@@ -281,6 +281,15 @@ class LRN(OpRun):
         return (x / (bias + alpha / size * total) ** beta,)
 
 
+class Erf(OpRun):
+    """Erf-13. The evaluator's own rounds to float32; PyTorch exports GELU with it."""
+
+    op_domain = ""
+
+    def _run(self, x: Array) -> tuple[Array]:
+        return (np.asarray(_erf(x), x.dtype),)
+
+
 class Gelu(OpRun):
     """Gelu-20, by its formula: the function body of the schema spells sqrt(2) and pi out as float32."""
 
@@ -363,6 +372,6 @@ class RMSNormalization(OpRun):
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 OPERATORS = (
-    Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Gelu, HardSwish, BatchNormalization,
+    Conv, ConvTranspose, MaxPool, AveragePool, GlobalMaxPool, Erf, Gelu, HardSwish, BatchNormalization,
     LayerNormalization, RMSNormalization, Softmax, LogSoftmax, LRN,
 )  # fmt: skip
