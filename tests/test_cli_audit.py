@@ -60,9 +60,7 @@ def test_file_that_is_not_there_gives_one_sentence(name: str, capsys, tmp_path: 
 
 
 def test_swapped_files_give_one_sentence(capsys):
-    code, _, err = call(
-        capsys, "audit", AUDITED / "classifier.onnx", "--against", AUDITED / "classifier.onnxslim.onnx"
-    )
+    code, _, err = call(capsys, "audit", AUDITED / "classifier.onnx", "--against", AUDITED / "classifier.onnxslim.onnx")
     assert code == 2
     assert "swapped" in err
     assert len(err.splitlines()) == 1
