@@ -26,7 +26,7 @@ def check(evidence: Evidence, _: Request) -> TierResult:
     worst = worst_corner(corners)
     headline = (
         f"from the float64 truth: folded {worst.folded_rms:.2g}, unfolded {worst.unfolded_rms:.2g} "
-        f"({worst.ratio:.2f} times; at most {worst.factor:g})"
+        f"({_times(worst.ratio)} times; at most {worst.factor:g})"
     )
     summary = {
         "unfolded_error": worst.unfolded_error, "folded_error": worst.folded_error, "unfolded_rms": worst.unfolded_rms,
@@ -35,3 +35,7 @@ def check(evidence: Evidence, _: Request) -> TierResult:
     }  # fmt: skip
     details = tuple(dataclasses.asdict(found) for found in corners)
     return TierResult("T3", "oracle triangle", status, headline, summary, tuple(findings), details)
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.2f}" if ratio < 100 else f"{ratio:,.3g}"
