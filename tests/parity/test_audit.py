@@ -18,6 +18,7 @@ from parity_networks import Builder, layers, single, small_cnn, spellings
 
 import bnfold
 from bnfold.errors import BnfoldError, FoldError, ParityError
+from bnfold.folding.moves import FREE, MOVES
 from bnfold.parity.audit.comparing import Comparison, compare_graphs
 
 AUDITED = Path(__file__).parent / "audited"
@@ -109,7 +110,10 @@ def test_wrong_folds_of_other_tools_are_named_with_tensor_and_cause(name: str, t
     assert any(tensor in finding and cause in finding for finding in report.findings)
 
 
-@pytest.mark.parametrize("moves", ["default", "all"])
+ONE_AT_A_TIME = [tuple(FREE | {move.name}) for move in MOVES if move.cost]
+
+
+@pytest.mark.parametrize("moves", ["default", "all", *ONE_AT_A_TIME])
 @pytest.mark.parametrize("make", MAKES, ids=lambda make: make.__name__)
 def test_own_folds_are_the_nearest_whatever_move_they_come_from(make: Callable, moves: str):
     model = network(make)

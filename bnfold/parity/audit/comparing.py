@@ -17,8 +17,10 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.errors import FoldError, ParityError
+from bnfold.folding.edits import AddConstant, Bypass, Edit, Redirect, SetAffine, SetSlope, SetWeights
 from bnfold.folding.expressions import Array, Expr
 from bnfold.folding.facts import Norm
+from bnfold.folding.moves import FREE, MOVES
 from bnfold.folding.onnx_edits import replay
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.parity.audit.demand import Demand, Demands
@@ -28,7 +30,8 @@ from bnfold.parity.audit.settling import settled
 from bnfold.parity.audit.sides import Side, side_of
 from bnfold.parity.audit.verdicts import TensorAudit, judge
 
-_MOVES = ("default", "all")
+_COSTLY = [move.name for move in MOVES if move.cost]
+_CHOICES: tuple[str | tuple[str, ...], ...] = ("default", "all", *(tuple(FREE | {name}) for name in _COSTLY))
 
 
 @dataclass(frozen=True)
@@ -112,16 +115,35 @@ def _contents(side: Side) -> Iterator[object]:
 def _folded_sides(left: Side, right: Side, demands: Demands, original: ir.Model) -> Iterator[tuple[str, Side, Plan]]:
     """ORIGINAL as this package folds it, with the norms kept that FOLDED still has."""
     kept = _still_there(left, right, demands)
-    for moves in _MOVES:
+    seen: set[tuple[object, ...]] = set()
+    for moves in _CHOICES:
         try:
             plan = make_plan(left.graph, moves=moves)
             names = [glob.escape(norm.name) for norm in plan.norms if kept & {norm.id, *norm.nodes}]
             if names:
                 plan = make_plan(left.graph, keep=names, moves=moves)
+            told = tuple(_told(edit) for edit in plan.edits)
+            if told in seen:
+                continue
+            seen.add(told)
             model, tensors = replay(original, plan.edits, _blank)
-            yield moves, side_of(model, tensors), plan
+            name = moves if isinstance(moves, str) else f"default, {', '.join(sorted(set(moves) - FREE))}"
+            yield name, side_of(model, tensors), plan
         except FoldError:
             continue
+
+
+def _told(edit: Edit) -> tuple[object, ...]:
+    """What an edit does to what, without the numbers."""
+    match edit:
+        case SetWeights():
+            return "weights", edit.linear.id, edit.weight.shape, tuple(norm.id for norm in edit.norms)
+        case Redirect() | SetSlope():
+            return type(edit).__name__, edit.carrier.id
+        case AddConstant():
+            return "constant", edit.value
+        case Bypass() | SetAffine():
+            return type(edit).__name__, edit.norm.id
 
 
 def _still_there(left: Side, right: Side, demands: Demands) -> set[str]:
