@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,3 +66,15 @@ def test_swapped_files_give_one_sentence(capsys):
     assert code == 2
     assert "swapped" in err
     assert len(err.splitlines()) == 1
+
+
+def test_needs_no_torch():
+    program = (
+        "import sys\n"
+        "for name in ('torch', 'onnxscript', 'sklearn'):\n    sys.modules[name] = None\n"
+        "from bnfold.cli import main\n"
+        "sys.exit(main(['audit', 'dense.onnxscript.onnx', '--against', 'dense.onnx']))\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], cwd=AUDITED, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert "consistent with rounding" in ran.stdout
