@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -68,3 +69,26 @@ def test_the_networks_are_varied_and_alike_for_a_seed() -> None:
     assert ops >= {
         "Conv", "ConvTranspose", "Gemm", "MatMul", "BatchNormalization", "Sub", "Concat", "Split", "Add", "AveragePool",
     }  # fmt: skip
+
+
+def test_the_published_campaign_is_what_it_says() -> None:
+    """Networks of 24 layers and more, a thousand of them in float32; no alarm of T1 and T2, no ratio of one."""
+    runs = json.loads(campaign.RESULTS.read_text())["runs"]
+    assert len(runs["float32"]["seeds"]) == 1000
+    assert len(runs["float16"]["seeds"]) == 200
+    assert campaign.page(runs) in (BENCHMARKS.parent / "docs" / "backend-data.md").read_text()
+    for run in runs.values():
+        assert min(run["layers"]) >= 24
+        assert not run["doubts"]
+        assert all(0 < ratio < 1 for found in run["ratios"].values() for ratio in found)
+    assert not runs["float16"]["alarms"]
+    assert runs["float32"]["alarms"] == {"T3": 1}
+    assert runs["float32"]["sentences"][0].startswith("seed 600, T3")
+
+
+def test_the_one_alarm_of_the_campaign_is_of_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(campaign, "ROWS", 64)
+    tally = campaign.Tally()
+    campaign.examine(600, 24, "float32", tally)
+    assert tally.alarms.total() == 0, tally.sentences
+    assert tally.corners[0] < 2
