@@ -301,6 +301,28 @@ def test_graph_that_is_right_but_spelt_in_an_unknown_way_is_not_called_wrong():
     assert [tier.status for tier in report.tiers] == ["cannot tell", "holds", "holds"]
 
 
+def sliced(b: Builder, *, at_once: bool, indices: int = 2) -> onnx.ModelProto:
+    """Every second row and the first columns, in one slice or in three."""
+
+    def cut(x: str, starts: list[int], ends: list[int], axes: list[int], steps: list[int]) -> str:
+        parts = [b.constant(f"s{len(b.tensors)}", np.array(part)) for part in (starts, ends, axes, steps)]
+        return b.node("Slice", [x, *parts])
+
+    x = b.node("Conv", ["input", b.constant("w", np.arange(36.0).reshape(4, 1, 3, 3))])
+    if at_once:
+        x = cut(x, [0, 0], [8, indices], [2, 3], [2, 1])
+    else:
+        x = cut(cut(cut(x, [0], [8], [1], [1]), [0], [8], [2], [2]), [0], [2], [3], [1])
+    return b.model((None, 1, 8, 8), b.node("Relu", [x]), 4)
+
+
+def test_slices_in_a_row_are_one_slice_if_they_take_the_same():
+    rng = np.random.default_rng(0)
+    original = sliced(Builder(rng), at_once=False)
+    assert compare(original, sliced(Builder(rng), at_once=True)).is_whole
+    assert not compare(original, sliced(Builder(rng), at_once=True, indices=3)).is_whole
+
+
 def test_branches_of_a_sum_may_change_places():
     original, folded = onnx.load(AUDITED / "residual.onnx"), onnx.load(AUDITED / "residual.onnxslim.onnx")
     for node in folded.graph.node:

@@ -37,6 +37,10 @@ def compare_nodes(left: Side, right: Side, before: Node, after: Node) -> Likenes
             return _reshapes(left, right, before, after)
         case Carrier(rule=Concat(axis)), Carrier(rule=Concat(other)) if axis == other:
             return _concats(left, right, before, after)
+        case Carrier(rule=Select()), Carrier(rule=Select()):
+            first, second = _selected(left, before), _selected(right, after)
+            if first is not None and second is not None and first[1] == second[1]:
+                return Likeness([(first[0], second[0])])
         case Carrier(), Carrier() if _is_told_by_rule(before, after):
             return Likeness(list(zip(before.inputs, after.inputs, strict=True)))
         case Carrier(rule=Activation("hardswish")), _ if (source := _hard_swish(right, after)) is not None:
@@ -182,6 +186,22 @@ def _concats(left: Side, right: Side, before: Carrier, after: Carrier) -> Likene
     if len(first) != len(second):
         return Likeness(problem=f"{after.label} joins {len(second)} values, {before.label} {len(first)}")
     return Likeness(list(zip(first, second, strict=True)))
+
+
+def _selected(side: Side, node: Carrier) -> tuple[str, dict[int, tuple[int, ...]]] | None:
+    """(what slices in a row are taken of, the indices by axis that are left of it); None where they are not known."""
+    found: dict[int, tuple[int, ...]] = {}
+    value: Node | None = node
+    source = node.outputs[0]
+    while isinstance(value, Carrier) and isinstance(value.rule, Select):
+        for axis, indices in value.rule.axes:
+            if indices is None:
+                return None
+            found[axis] = tuple(indices[at] for at in found[axis]) if axis in found else indices
+        source = value.inputs[0]
+        chain = side.chain(source)
+        value = None if chain.norms else side.producer(chain.source)
+    return source, found
 
 
 def _joined(side: Side, node: Carrier) -> list[str]:

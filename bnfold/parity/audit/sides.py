@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from bnfold.folding import algebra, onnx_graph, onnx_shapes
-from bnfold.folding.carriers import Concat, Pad, Reshape, Select, Transpose
+from bnfold.folding.carriers import Concat, Pad, Pool, Reshape, Select, Transpose
 from bnfold.folding.expressions import (
     Array,
     Expr,
@@ -200,6 +200,8 @@ def _does_nothing(node: Carrier, before: Sizes | None, after: Sizes | None) -> b
             return perm == tuple(range(len(perm)))
         case Pad(axes=axes):
             return not axes
+        case Pool(axes=axes, window=None, keepdims=True):  # over 1 x 1
+            return before is not None and all(before[axis] == 1 for axis in axes)
         case Concat():
             return len(node.inputs) == 1
         case Select(axes):
