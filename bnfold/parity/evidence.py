@@ -22,7 +22,8 @@ from bnfold.folding.plan import Plan
 from bnfold.folding.report import FoldReport
 from bnfold.parity.certificate import Certificate, Expectation, certify, expect, plan_of
 from bnfold.parity.decisions import Decisions, decide
-from bnfold.parity.triangle import Corner, compare
+from bnfold.parity.rerounding import answers_of_copies
+from bnfold.parity.triangle import Corner, asked_again, compare
 from bnfold.runtime import Device, open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -120,8 +121,17 @@ class Evidence:
 
     @cached_property
     def corners(self) -> tuple[Corner, ...]:
-        """Both models against the stored truth, an entry an output."""
-        return compare([golden.truth for golden in self.goldens], self.unfolded_answers, self.folded_answers)
+        """Both models against the stored truth, an entry an output; what is beyond its limit was asked again."""
+        return self.judged(self.folded_answers)
+
+    def judged(self, folded: Sequence[Outputs]) -> tuple[Corner, ...]:
+        """T3 on what a folded model answers to the golden vectors, here or stored."""
+        found = compare([golden.truth for golden in self.goldens], self.unfolded_answers, folded)
+        inputs = [golden.inputs for golden in self.goldens]
+        return asked_again(
+            found,
+            lambda: answers_of_copies(self.folded_proto, inputs, device=self.device, threads=self.threads),
+        )  # fmt: skip
 
     @cached_property
     def noise(self) -> float:

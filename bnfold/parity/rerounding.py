@@ -11,6 +11,7 @@ that; and each such model rounds its own way through every sum.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from onnx import numpy_helper
 
 from bnfold.parity.exact import FORMATS
 from bnfold.parity.hard_rule import VARIANTS
+from bnfold.runtime import Device, open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -63,3 +65,13 @@ def one_ulp_off(array: Array, rng: np.random.Generator) -> Array:
     toward = np.where(rng.random(array.shape) < 0.5, -np.inf, np.inf).astype(array.dtype)
     moved = np.nextafter(array, toward)
     return np.where((array == 0) | ~np.isfinite(moved), array, moved).astype(array.dtype)
+
+
+def answers_of_copies(
+    folded: onnx.ModelProto, batches: Sequence[Mapping[str, Array]], *, device: Device = "cpu", threads: int = 1
+) -> Iterator[list[dict[str, Array]]]:
+    """What each re-rounded copy answers to some batches, run as the folded model is served."""
+    for seed in range(copies_of(folded)):
+        copy = rerounded(folded, seed).SerializeToString()
+        session = open_session(copy, optimise=True, device=device, threads=threads)
+        yield [run(session, batch) for batch in batches]

@@ -8,13 +8,17 @@ Three corners: the float64 truth, the unfolded model, the folded model. Over all
 The root mean square hardly varies from one right fold to the next; the maximum does (docs/parity.md has the spread),
 and gets twice the room. It is there for the one bad element that a mean over a million hides. The floor is what nobody
 can be blamed for: one rounding each of a folded weight, a folded bias and the result, and the truth's own rounding.
+
+Where there are few outputs, the unfolded model may be nearer to the truth by mere luck. A fold that is beyond its limit
+is therefore asked a second time, with the unfolded error plus the scatter: how far copies of the folded model are from
+it whose numbers are one unit in the last place off (`bnfold.parity.rerounding`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +44,7 @@ class Corner:
 
     error: the largest |output - truth|; rms: the root mean square of it; scale, truth_rms: the same of the truth.
     factor: k. unit, smallest: unit roundoff and least number of the output's dtype. problem: why it fails without a
-    measurement; doubt: why nothing can be told.
+    measurement; doubt: why nothing can be told. scatter_rms, scatter_error: of re-rounded copies, 0 where nobody asked.
     """
 
     output: str
@@ -56,6 +60,8 @@ class Corner:
     smallest: float = 0.0
     problem: str = ""
     doubt: str = ""
+    scatter_rms: float = 0.0
+    scatter_error: float = 0.0
 
     @property
     def ratio(self) -> float:
@@ -67,12 +73,12 @@ class Corner:
     @property
     def rms_limit(self) -> float:
         """The largest root mean square of the folded error that still holds."""
-        return self.factor * self.unfolded_rms + self._floor * self.truth_rms + self.smallest
+        return self.factor * (self.unfolded_rms + self.scatter_rms) + self._floor * self.truth_rms + self.smallest
 
     @property
     def error_limit(self) -> float:
         """The largest folded error that still holds."""
-        return 2 * self.factor * self.unfolded_error + self._floor * self.scale + self.smallest
+        return 2 * self.factor * (self.unfolded_error + self.scatter_error) + self._floor * self.scale + self.smallest
 
     @property
     def _floor(self) -> float:
@@ -104,6 +110,32 @@ def compare(
     names = list(truth[0]) if truth else []
     return tuple(
         corner(name, *([batch[name] for batch in side] for side in (truth, unfolded, folded))) for name in names
+    )
+
+
+def asked_again(
+    corners: Sequence[Corner], copies: Callable[[], Iterable[Sequence[Mapping[str, Array]]]]
+) -> tuple[Corner, ...]:
+    """The corners, those beyond their limit with the scatter.
+
+    copies: what re-rounded copies of the folded model answer to the same batches; called only if somebody has to ask.
+    """
+    beyond = {found.output for found in corners if not (found.holds or found.problem or found.doubt)}
+    if not beyond:
+        return tuple(corners)
+    answers = list(copies())
+    return tuple(_scattered(found, answers) if found.output in beyond else found for found in corners)
+
+
+def _scattered(found: Corner, copies: Sequence[Sequence[Mapping[str, Array]]]) -> Corner:
+    """How far the copies are from the first of them: what is under judgement has no say in its own limit."""
+    first, *others = (_flat([batch[found.output] for batch in copy]) for copy in copies)
+    moved = [np.abs(other - first) for other in others]
+    moved = [np.where(np.isfinite(each), each, 0.0) for each in moved]
+    return dataclasses.replace(
+        found,
+        scatter_rms=max((_rms(each) for each in moved), default=0.0),
+        scatter_error=max((float(each.max(initial=0.0)) for each in moved), default=0.0),
     )
 
 

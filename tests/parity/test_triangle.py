@@ -11,7 +11,8 @@ from parity_networks import fold, inputs_for, small_cnn
 
 from bnfold.parity.certificate import expect
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.triangle import Corner, compare, corner
+from bnfold.parity.rerounding import answers_of_copies
+from bnfold.parity.triangle import Corner, asked_again, compare, corner
 from bnfold.runtime import open_session, run
 
 
@@ -131,3 +132,44 @@ def test_every_output_and_every_batch_counts() -> None:
     found = compare([truth, truth], [good, good], [good, bad])
     assert [each.holds for each in found] == [True, False]
     assert found[0].elements == 6
+
+
+def test_a_fold_beyond_its_limit_is_asked_again_with_the_scatter_of_copies() -> None:
+    """The unfolded model happens to be exact; copies of the folded one show what rounding alone does there."""
+    folded = (TRUTH * (1 + 8e-7)).astype(np.float32)
+    found = compare([{"y": TRUTH}], [{"y": TRUTH.astype(np.float32)}], [{"y": folded}])
+    assert not found[0].holds
+    scattered = [[{"y": (TRUTH * (1 + factor)).astype(np.float32)}] for factor in (0.0, 6e-7, -5e-7)]
+    (again,) = asked_again(found, lambda: scattered)
+    assert again.holds
+    assert again.scatter_error == pytest.approx(4 * 6e-7, rel=0.2)
+    # Copies that stay together leave the limit where it was, wherever they are.
+    together = [[{"y": TRUTH.astype(np.float32) * 7}]] * 3
+    (again,) = asked_again(found, lambda: together)
+    assert not again.holds
+
+
+def test_nobody_is_asked_again_who_holds_or_whom_no_rounding_excuses() -> None:
+    def copies() -> list[Any]:
+        raise AssertionError("nobody should ask")
+
+    holds = compare([{"y": TRUTH}], [{"y": NEAR}], [{"y": NEAR}])
+    assert asked_again(holds, copies) == holds
+    broken = compare([{"y": TRUTH}], [{"y": NEAR}], [{"y": NEAR * np.float32(np.nan)}])
+    assert asked_again(broken, copies) == broken
+
+
+def test_a_wrong_channel_is_no_scatter() -> None:
+    """Copies share a wrong fold's weights, and so its error; what they scatter by is rounding."""
+    model = small_cnn()
+    x = inputs_for(model, 0, batch=16)
+    spoiled = ir.to_proto(fold(model)[1])
+    tensor = next(t for t in spoiled.graph.initializer if t.name.endswith("weight.folded"))
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array[0] *= np.float32(1.001)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    truth, unfolded = run_float64(model, x), run(open_session(model.SerializeToString(), optimise=False), x)
+    answers = run(open_session(spoiled.SerializeToString(), optimise=True), x)
+    found = asked_again(compare([truth], [unfolded], [answers]), lambda: answers_of_copies(spoiled, [x]))
+    assert not found[0].holds
+    assert found[0].scatter_rms > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -13,28 +13,33 @@ from bnfold.parity.decisions import decide
 from bnfold.parity.exact import FORMATS
 from bnfold.parity.runtimes.cells import SAME_YARDSTICK, SOFTMAX_YARDSTICK, Cell, Invariance
 from bnfold.parity.runtimes.trials import Batch, Outputs
-from bnfold.parity.triangle import Corner, compare, corner, worst_corner
+from bnfold.parity.triangle import Corner, asked_again, compare, corner, worst_corner
 from bnfold.scores import to_chances
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 F64: TypeAlias = np.ndarray[Any, np.dtype[np.float64]]
 Answers: TypeAlias = Sequence[Outputs]
+Copies: TypeAlias = Callable[[], Iterable[Answers]]
 
 # TF32 keeps 11 bits of significand of each factor, the hidden one counted (NVIDIA A100 white paper, "TF32").
 TF32_UNIT = 2.0**-11
 
 
 def judge(
-    cell: Cell, truth: Answers, yardstick: Answers, folded: Answers, *, decided: str | None, tf32: bool = False
-) -> Cell:
+    cell: Cell, truth: Answers, yardstick: Answers, folded: Answers, *, decided: str | None, tf32: bool = False,
+    copies: Copies | None = None,
+) -> Cell:  # fmt: skip
     """The cell with its corners and its verdict.
 
     yardstick, folded: what the reference and the folded model answer, a mapping a batch. decided: the output whose
-    largest element is an answer. tf32: both ran in TF32, whose rounding is then what nobody can be blamed for.
+    largest element is an answer. copies: answers of the folded model's re-rounded copies, for what is beyond its limit.
+    tf32: both ran in TF32, whose rounding is then what nobody can be blamed for.
     """
     corners = compare(truth, yardstick, folded)
     if tf32:
         corners = tuple(_in_tf32(found) for found in corners)
+    if copies is not None:
+        corners = asked_again(corners, copies)
     return _verdict(cell, corners, truth, yardstick, folded, decided)
 
 

@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 from bnfold.bundle import Bundle
@@ -110,7 +111,7 @@ def _folded(
         elif place.device == "cuda":
             cell = judge_beside(cell, truth, cpu, beside, folded, decided=decided)
         else:
-            cell = judge(cell, truth, cpu, folded, decided=decided)
+            cell = judge(cell, truth, cpu, folded, decided=decided, copies=partial(trials.copies, size))
         limits = limits or {corner.output: corner.error_limit for corner in cell.corners}
         yield with_reference(cell, truth, same[size]), folded
     if trials.independent and limits and all(map(math.isfinite, limits.values())):

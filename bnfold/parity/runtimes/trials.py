@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
@@ -13,6 +13,7 @@ from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.exact import FORMATS
 from bnfold.parity.oracle import run_float64
+from bnfold.parity.rerounding import answers_of_copies
 from bnfold.runtime import run
 from bnfold.samples import Samples
 
@@ -40,7 +41,7 @@ class Trials:
 
     yardstick: on the CPU. refused: sizes that the reference itself does not take, with the reason. pool: the rows of
     the inputs. independent: whether a row's answer is its own, so that it can be compared over batches. fixed: the
-    network has one batch size.
+    network has one batch size. copies_on: runs re-rounded copies of the folded model.
     """
 
     batches: Mapping[int, tuple[Batch, ...]]
@@ -50,6 +51,7 @@ class Trials:
     pool: Outputs
     independent: bool
     fixed: bool
+    copies_on: Callable[[Sequence[Outputs]], Iterable[list[dict[str, Array]]]] = lambda _: ()
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -60,6 +62,10 @@ class Trials:
     def rows(self) -> int:
         """How many rows the pool has."""
         return len(_first(self.pool))
+
+    def copies(self, size: int) -> Iterable[list[dict[str, Array]]]:
+        """What re-rounded copies of the folded model answer to the batches of one size, each in turn."""
+        return self.copies_on([batch.inputs for batch in self.batches[size]])
 
     def turned(self, size: int) -> tuple[Batch, ...]:
         """Batches of one size, in which the middle row of the pool is at the first, the middle and the last place."""
@@ -101,7 +107,12 @@ def make_trials(evidence: Evidence, session: Session, samples: Samples | None, r
         )
         for size, made in batches.items()
     }
-    return replace(bare, truth=truth, independent=independent)
+    return replace(
+        bare,
+        truth=truth,
+        independent=independent,
+        copies_on=lambda inputs: answers_of_copies(evidence.folded_proto, inputs),
+    )
 
 
 def rows_are_independent(trials: Trials, session: Session) -> bool:

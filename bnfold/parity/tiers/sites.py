@@ -13,6 +13,7 @@ from bnfold.parity.request import Request
 
 _ROWS = 32  # of each golden vector: a bound needs no more to show a gross fault
 _FIRST = 4  # of them that are looked at whatever the budget
+_SECONDS = 60.0  # for the others, whatever the budget: a large network has sites enough
 
 
 def check(evidence: Evidence, request: Request) -> TierResult:
@@ -49,7 +50,7 @@ def _within(evidence: Evidence, request: Request, is_free: bool) -> tuple[Local,
     found = _on(evidence, few, is_free)
     rows, more = (sum(len(next(iter(batch.values()))) for batch in batches) for batches in (few, rest))
     spent = time.monotonic() - begun
-    if not is_free or not more or spent * more / max(1, rows) > request.left:
+    if not is_free or not more or spent * more / max(1, rows) > min(_SECONDS, request.left):
         return found, rows
     return found.and_on(_on(evidence, rest, is_free)), rows + more
 

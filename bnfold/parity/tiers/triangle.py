@@ -7,17 +7,13 @@ import dataclasses
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
-from bnfold.parity.triangle import compare, worst_corner
+from bnfold.parity.triangle import worst_corner
 
 
 def check(evidence: Evidence, _: Request) -> TierResult:
     """T3: the oracle triangle, for what the models answer now and for the stored outputs."""
     corners = evidence.corners
-    stored = compare(
-        [golden.truth for golden in evidence.goldens],
-        evidence.unfolded_answers,
-        [golden.outputs for golden in evidence.goldens],
-    )
+    stored = evidence.judged([golden.outputs for golden in evidence.goldens])
     findings = [found.sentence() for found in corners if not found.holds]
     findings += [f"the stored outputs: {found.sentence()}" for found in stored if not found.holds]
     every = (*corners, *stored)
