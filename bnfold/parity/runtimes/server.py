@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -202,7 +203,8 @@ class _Visit:
         ]
         shown = [{name: like[name] for name in outputs} for outputs, like in zip(answers, yardstick, strict=True)]
         true = [{name: outputs[name] for name in narrow[0]} for outputs in truth]
-        cell = judge(cell, true, shown, narrow, decided=self.decided)
+        copies = partial(self.trials.copies, cell.batch) if cell.batch else None
+        cell = judge(cell, true, shown, narrow, decided=self.decided, copies=copies)
         return self._held_against_local(cell, answers, view)
 
     def _held_against_local(self, cell: Cell, answers: Answers, view: Callable[[Outputs], Outputs]) -> Cell:
