@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -121,6 +122,7 @@ def _row(tool: str, count: int) -> dict[str, Any]:
         "consistent": 0, "wrong": 0, "not_matched": 0, "t3_fails": 0, "weights_ulp": 0.0, "biases_ulp": 0.0,
         "share_of_bound": 0.0, "t3_ratio": 0.0, "seconds": 0.0, "machine": platform.machine(),
     }  # fmt: skip
+    biases: list[float] = []
     for folded, original, example in _folds(tool, count):
         start = time.perf_counter()
         report = bnfold.audit(folded, original, **({} if example is None else {"example_inputs": example}))
@@ -139,6 +141,8 @@ def _row(tool: str, count: int) -> dict[str, Any]:
         row["biases_ulp"] = max(row["biases_ulp"], report.worst_ulp("bias"))
         row["share_of_bound"] = max([row["share_of_bound"], *(tensor.share for tensor in changed)])
         row["t3_ratio"] = max(row["t3_ratio"], report.tier("T3").summary["ratio"])
+        biases += [tensor.worst_ulp for tensor in changed if tensor.role == "bias"]
+    row["biases_ulp_median_and_90th_percentile"] = [float(np.percentile(biases, part)) for part in (50, 90)]
     return row
 
 
