@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from bnfold.errors import BnfoldError, ExportError, ParityError
+from bnfold.errors import BnfoldError, DataError, ExportError, ParityError
 from bnfold.export import export_model
 from bnfold.folding import onnx_file
 from bnfold.folding.torch_tensors import to_numpy
@@ -94,9 +94,9 @@ class TorchNetwork:
                 found = module(*tensors)
             except Exception as problem:  # whatever the network's own code raises
                 said = str(problem).strip().splitlines()[:1] or [type(problem).__name__]
-                raise ParityError(
-                    f"{self._what} ({self.label}) cannot be run on the inputs: {said[0][:300]}"
-                ) from problem
+                text = f"{self._what} ({self.label}) cannot be run on the inputs: {said[0][:300]}"
+                # The model says which inputs fit; a folded network that then does not take them is at fault itself.
+                raise (DataError if self._what == "model" else ParityError)(text) from problem
         leaves = [to_numpy(leaf) for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]
         if not leaves:
             raise ParityError(f"{self._what} ({self.label}) gives no tensor, expected at least one to compare")
