@@ -58,6 +58,13 @@ def enclose(expr: Expr, *, wide: bool) -> Ball:
     return found[id(expr)]
 
 
+def at_most(expr: Expr) -> F64:
+    """|v| of every value of an expression, or a little more, in float64."""
+    ball = enclose(expr, wide=False)
+    parts = [np.abs(part) for part in (ball.hi, ball.lo, ball.rad) if part is not None]
+    return np.asarray(np.nextafter(sum(parts[1:], parts[0]) * (1 + 2.0**-50), np.inf))
+
+
 def product_rows(expr: Expr, shape: Shape) -> Rows | None:
     """The slices of one constant of this shape times small factors; None for any other expression."""
     large: list[Expr] = []

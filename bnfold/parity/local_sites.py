@@ -15,15 +15,16 @@ import onnx
 import onnx_ir as ir
 
 from bnfold.errors import BnfoldError, ParityError
-from bnfold.folding.expressions import Array
+from bnfold.folding.expressions import Array, Expr, Scalar, mul
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_file import to_proto
 from bnfold.folding.onnx_graph import read
 from bnfold.parity import bounds
-from bnfold.parity.exact import Interval, format_of
+from bnfold.parity.enclosing import at_most
+from bnfold.parity.exact import format_of
 from bnfold.parity.local_result import SLACK, SiteResult, exceeded, worse
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.sites import Site, exact_bias, exact_map, output_channels
+from bnfold.parity.sites import Site, bias_of, map_of, output_channels
 from bnfold.parity.spans import Spans, with_outputs
 from bnfold.runtime import open_session, run
 
@@ -98,10 +99,10 @@ class SiteBound:
         stored = linear.weight.load()
         form = format_of(stored.dtype)
         by = bounds.Rounding.of(form, operands)
-        scale, shift = exact_map(site.absorbed, linear.channels)
-        factor = _sizes([value * Interval.of(linear.alpha) for value in scale])
+        scale, shift = map_of(site.absorbed)
+        factor = _sizes(mul(scale, Scalar(linear.alpha)), linear.channels)
         first = bounds.through(written, bounds.start(linear, by), by)
-        second = bounds.folded(linear, factor, _sizes(exact_bias(linear, scale, shift)), by)
+        second = bounds.folded(linear, factor, _sizes(bias_of(linear, scale, shift), linear.channels), by)
         weight = np.abs(stored.astype(np.float64))
         channels = output_channels(linear)
         spread = factor[channels].reshape(*channels.shape, *(1,) * (weight.ndim - 2))
@@ -129,10 +130,9 @@ def _axis(site: Site, rank: int) -> int:
     return rank - 1 if site.linear.kind == "MatMul" else 1
 
 
-def _sizes(values: Sequence[Interval]) -> F64:
-    """|v| of exact numbers, rounded upwards to float64."""
-    ends = [max(abs(end) for end in value.bounds()) for value in values]
-    return np.asarray(np.nextafter(np.array([float(end) for end in ends]), np.inf))
+def _sizes(expr: Expr, channels: int) -> F64:
+    """|v| of a map or a bias, rounded upwards, a number a channel."""
+    return np.broadcast_to(at_most(expr).reshape(-1), (channels,)).copy()
 
 
 def _result(site: Site, **fields: Any) -> SiteResult:

@@ -1,16 +1,15 @@
-"""Sites: linears that absorb the norms right behind them, and the exact map of those norms."""
+"""Sites: linears that absorb the norms right behind them, and the map of those norms."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.folding.expressions import Array
+from bnfold.folding.expressions import ONE, ZERO, Array, Expr, Leaf, Scalar, add, mul, view
 from bnfold.folding.facts import Linear, Norm
-from bnfold.parity.exact import Interval
-from bnfold.parity.pointwise import evaluate
 
 
 @dataclass(frozen=True)
@@ -31,13 +30,12 @@ class Site:
         return " and ".join(f"'{norm.name}'" for norm in self.absorbed)
 
 
-def exact_map(norms: Sequence[Norm], channels: int) -> tuple[list[Interval], list[Interval]]:
-    """Scale and shift of the norms applied one after the other, the first one first: `channels` intervals each."""
-    scale, shift = [Interval.of(1.0)] * channels, [Interval.of(0.0)] * channels
+def map_of(norms: Sequence[Norm]) -> tuple[Expr, Expr]:
+    """Scale and shift of the norms applied one after the other, the first one first: (C,) or scalars."""
+    scale: Expr = ONE
+    shift: Expr = ZERO
     for norm in norms:
-        outer_scale, outer_shift = _spread(evaluate(norm.scale), channels), _spread(evaluate(norm.shift), channels)
-        shift = [a * t + b for a, t, b in zip(outer_scale, shift, outer_shift, strict=True)]
-        scale = [a * s for a, s in zip(outer_scale, scale, strict=True)]
+        scale, shift = mul(norm.scale, scale), add(mul(norm.scale, shift), norm.shift)
     return scale, shift
 
 
@@ -54,18 +52,9 @@ def output_channels(linear: Linear) -> Array:
     return np.asarray(group[:, None] * per_group + np.arange(per_group, dtype=np.int64)[None, :])
 
 
-def exact_bias(linear: Linear, scale: Sequence[Interval], shift: Sequence[Interval]) -> list[Interval]:
-    """The folded bias, exactly: scale * beta * bias + shift, (O,)."""
+def bias_of(linear: Linear, scale: Expr, shift: Expr) -> Expr:
+    """The folded bias: scale * beta * bias + shift, (O,) or a scalar."""
     if linear.bias is None:
-        return list(shift)
-    stored = linear.bias.load().astype(np.float64).reshape(-1).tolist()
-    bias = [Interval.of(value) for value in stored]
-    beta = Interval.of(linear.beta)
-    bias = bias * linear.channels if len(bias) == 1 else bias
-    return [a * beta * c + t for a, c, t in zip(scale, bias, shift, strict=True)]
-
-
-def _spread(values: Array, channels: int) -> list[Interval]:
-    """A scalar or a vector over the channels, as one interval a channel."""
-    flat = values.reshape(-1).tolist()
-    return flat * channels if len(flat) == 1 else flat
+        return shift
+    stored = view(Leaf(linear.bias), (math.prod(linear.bias.shape),))
+    return add(mul(scale, mul(Scalar(linear.beta), stored)), shift)
