@@ -219,7 +219,7 @@ def test_closed_streams_change_no_exit_code():
 
 def test_wrong_options_with_json_are_one_document_as_well(capsys):
     for arguments in (
-        ["verify", "--json"],
+        ["predict", "--json"],
         ["serve", "--json", "--port", "x"],
         ["--json"],
         ["inspect", "a", "\x1b[2J\nb", "--json"],
