@@ -76,7 +76,8 @@ class OnnxNetwork:
         return tuple(spec.name for spec in self.specs)
 
     @cached_property
-    def _proto(self) -> onnx.ModelProto:
+    def proto(self) -> onnx.ModelProto:
+        """The model with all of its tensors in it."""
         from bnfold.folding.onnx_file import to_proto
 
         return to_proto(self._model.model)
@@ -85,25 +86,25 @@ class OnnxNetwork:
     def _session(self) -> Any:
         from bnfold.runtime import open_session
 
-        return open_session(self._proto.SerializeToString(), optimise=False)
+        return open_session(self.proto.SerializeToString(), optimise=False)
 
     def run(self, batch: Batch) -> Outputs:
         """The outputs by name."""
         from bnfold.runtime import run
 
-        return run(self._session, self._feeds(batch))
+        return run(self._session, self.feeds(batch))
 
     def truth(self, batch: Batch) -> Outputs:
         """The outputs in float64."""
         from bnfold.parity.oracle import run_float64
 
-        return run_float64(self._proto, self._feeds(batch))
+        return run_float64(self.proto, self.feeds(batch))
 
     def opened(self, _: Batch) -> Opened:
         """The model as ONNX IR."""
         return self._model
 
-    def _feeds(self, batch: Batch) -> dict[str, Array]:
+    def feeds(self, batch: Batch) -> dict[str, Array]:
         """Arrays by name, floats in the dtype of the input."""
         if len(batch) != len(self.specs):
             raise DataError(
