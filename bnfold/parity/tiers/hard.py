@@ -11,11 +11,11 @@ from bnfold.errors import ParityError
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.hard_inputs import hard_inputs
 from bnfold.parity.hard_rule import HardCorner, check_hard
-from bnfold.parity.oracle import run_float64
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
 from bnfold.parity.rerounding import copies_of, rerounded
 from bnfold.parity.search import worst_input
+from bnfold.parity.truth import Truth, open_truth
 from bnfold.parity.worst import Run, WorstInput, in_batches
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
@@ -63,7 +63,8 @@ def _kinds(evidence: Evidence, request: Request) -> tuple[list[HardCorner], list
     """Every kind in turn, with as many rows as the time allows."""
     specs, like = evidence.bundle.manifest.inputs, _like(evidence)
     lowest = None if evidence.decided is None else evidence.unfolded_answers[0][evidence.decided]
-    spent = _timed(evidence, like)
+    truth = open_truth(evidence.reference_proto)
+    spent = _timed(truth, like, _batch(evidence))
     allowed = min(_SECONDS, request.left) / max(spent * _COSTS, 1e-9)
     kinds = hard_inputs(specs, like, lowest=lowest, rows=int(min(_MOST_ROWS, max(1, allowed / 16))))
     unfolded, folded = _runner(evidence, evidence.reference_session), _runner(evidence, evidence.folded_session)
@@ -78,9 +79,9 @@ def _kinds(evidence: Evidence, request: Request) -> tuple[list[HardCorner], list
             left_out.append(kind.kind)
             continue
         request.say(f"T3h: {kind.kind}")
-        truth = in_batches(_truth(evidence), kind.inputs, _batch(evidence))
+        true = in_batches(truth, kind.inputs, _batch(evidence))
         sides = unfolded(kind.inputs), folded(kind.inputs)
-        corners += check_hard(kind.kind, truth, *sides, [one(kind.inputs) for one in again])
+        corners += check_hard(kind.kind, true, *sides, [one(kind.inputs) for one in again])
     return corners, [f"not run for want of time: {', '.join(left_out)}"] if left_out else []
 
 
@@ -88,16 +89,15 @@ def _like(evidence: Evidence) -> Samples:
     return Samples(dict(evidence.goldens[0].inputs), None)
 
 
-def _timed(evidence: Evidence, like: Samples) -> float:
+def _timed(truth: Truth, like: Samples, batch: int | None) -> float:
     """Seconds of one row in float64."""
-    rows = 1 if _batch(evidence) is None else None
-    few = {name: array[:rows] for name, array in like.inputs.items()}
+    few = {name: array[: 1 if batch is None else None] for name, array in like.inputs.items()}
     spent: list[float] = []
     while len(spent) < 2 and sum(spent) < 1:  # the first run also loads what it needs
         begun = time.monotonic()
-        run_float64(evidence.reference_proto, few)
+        truth(few)
         spent.append(time.monotonic() - begun)
-    return min(spent) / (_batch(evidence) or 1)
+    return min(spent) / (batch or 1)
 
 
 def _batch(evidence: Evidence) -> int | None:
@@ -107,10 +107,6 @@ def _batch(evidence: Evidence) -> int | None:
 
 def _runner(evidence: Evidence, session: Any) -> Run:
     return lambda inputs: in_batches(lambda part: run(session, part), inputs, _batch(evidence))
-
-
-def _truth(evidence: Evidence) -> Run:
-    return lambda inputs: dict(run_float64(evidence.reference_proto, inputs))
 
 
 def _again(evidence: Evidence, seed: int) -> bytes:

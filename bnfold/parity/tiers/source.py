@@ -10,17 +10,18 @@ import onnx
 from bnfold.bundle import hash_tensor
 from bnfold.folding.statistics import tensors_of
 from bnfold.parity.evidence import Evidence
-from bnfold.parity.oracle import run_float64
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
 from bnfold.parity.triangle import TRUTH_ROUNDING, corner
+from bnfold.parity.truth import open_truth
 
 
 def check(evidence: Evidence, _: Request) -> TierResult:
     """T3b: reference.onnx is the source, and the stored truth is what it computes in float64."""
     findings = [*_tensors(evidence), *_statistics(evidence)]
     worst = 0.0
-    truth = [run_float64(evidence.reference_proto, golden.inputs) for golden in evidence.goldens]
+    run_again = open_truth(evidence.reference_proto)
+    truth = [run_again(golden.inputs) for golden in evidence.goldens]
     for found in evidence.corners:
         stored = [golden.truth[found.output] for golden in evidence.goldens]
         apart = corner(found.output, [again[found.output] for again in truth], stored, stored)
