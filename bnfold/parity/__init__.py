@@ -1,13 +1,13 @@
 """The parity suite: a proof that a folded model is its reference, not a tolerance.
 
-    exact.py, nearest.py     exact arithmetic; is every float the nearest?      structure.py   two graphs that are one
-    certificate.py           T1, the weight certificate                         report.py      verdicts, table, JSON
-    bounds.py, spans.py,
-    local.py                 T2, the rounding bound of each site                evidence.py    models, goldens, answers
-    oracle.py,
-    float64_operators.py     the float64 truth                                  tiers.py       each tier on a bundle
-    triangle.py              T3, errors against the truth                       verification.py  verify, prove
-    decisions.py             T4, the same answers                               gate.py        before serving
+    weights/    T1, the weight certificate                verification.py   verify, prove; request.py  what is asked
+    local/      T2, the rounding bound of each place      tiers/            each tier on a bundle
+    triangle.py, rerounding.py  T3                        evidence.py       models, goldens, answers
+    hard_inputs.py, hard_rule.py, search/  T3h            oracle.py, float64_operators.py, torch_float64/, truth.py
+    decisions.py, distributions.py  T4                                      the float64 truth
+    runtimes/   T5, other runtimes, a server              gate.py           before serving
+    mutants/    T6, wrong folds                           report.py, rows.py, schema.py, junit.py   what is said of it
+    hypotheses/ likely causes                             audit/            folds by others
 
 docs/parity.md says what each tier catches, and what it cannot see.
 """

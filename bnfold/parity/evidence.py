@@ -20,10 +20,10 @@ from bnfold.folding.onnx_file import from_proto, load_model
 from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import Plan
 from bnfold.folding.report import FoldReport
-from bnfold.parity.certificate import Certificate, Expectation, certify, expect, plan_of
 from bnfold.parity.decisions import Decisions, decide
 from bnfold.parity.rerounding import answers_of_copies
 from bnfold.parity.triangle import Corner, asked_again, compare
+from bnfold.parity.weights.certificate import Certificate, Expectation, certify, expect, plan_of
 from bnfold.runtime import Device, open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]

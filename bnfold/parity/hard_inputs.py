@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bnfold.bundle.manifest import TensorSpec
-from bnfold.parity.exact import FORMATS
+from bnfold.parity.weights.exact import FORMATS
 from bnfold.samples import Array, Samples
 
 ROWS = 4  # of one kind, at most

@@ -4,8 +4,8 @@
     max|folded - truth| <= 8 * (max|unfolded - truth| + scatter) + sought + floor
 
 scatter: the most that any of several re-rounded folded models (`bnfold.parity.rerounding`) is away from the folded one.
-sought: for an input that was searched for alone, see `bnfold.parity.search`. The floor is that of T3, and the least
-normal number: below it a runtime may flush to zero. docs/hard-inputs.md has the spread over random networks.
+sought: for an input that was searched for alone, see `bnfold.parity.search.seeking`. The floor is that of T3, and the
+least normal number: below it a runtime may flush to zero. docs/hard-inputs.md has the spread over random networks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.triangle import ROUNDINGS, TRUTH_ROUNDING, Corner, corner
+from bnfold.parity.weights.exact import FORMATS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = Mapping[str, Array]

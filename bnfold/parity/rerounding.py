@@ -18,8 +18,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.hard_rule import VARIANTS
+from bnfold.parity.weights.exact import FORMATS
 from bnfold.runtime import Device, open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from bnfold.parity.exact import FORMATS
+from bnfold.parity.weights.exact import FORMATS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F64 = np.ndarray[Any, np.dtype[np.float64]]

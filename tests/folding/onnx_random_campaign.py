@@ -18,9 +18,9 @@ from onnx_random_graphs import Sample, grow
 
 from bnfold.api import FoldResult
 from bnfold.errors import BnfoldError, ParityError
-from bnfold.parity.certificate import certify, expect
 from bnfold.parity.oracle import run_float64, widen
 from bnfold.parity.triangle import compare
+from bnfold.parity.weights.certificate import certify, expect
 from bnfold.runtime import open_session, run
 
 TOLERANCE = 1e-9  # relative to the largest output: what float64 makes of ten layers, and a hundred thousand times less

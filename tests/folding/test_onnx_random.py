@@ -13,8 +13,8 @@ from onnx_networks import broken, close, fold_of
 from onnx_random_campaign import MOVES, TOLERANCE, problem, seeded
 from onnx_random_graphs import grow
 
-from bnfold.parity.certificate import certify, expect
 from bnfold.parity.oracle import run_float64
+from bnfold.parity.weights.certificate import certify, expect
 
 FOUND = (
     26,  # GlobalMaxPool over other than two axes of space, which the reference evaluator of ONNX takes for others

@@ -16,9 +16,9 @@ from onnx import numpy_helper
 import bnfold
 from bnfold.api import FoldResult
 from bnfold.errors import BnfoldError
-from bnfold.parity.certificate import Certificate, certify, expect
 from bnfold.parity.oracle import run_float64, widen
 from bnfold.parity.triangle import compare
+from bnfold.parity.weights.certificate import Certificate, certify, expect
 from bnfold.runtime import open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -9,6 +9,7 @@ the few that are stored, become random initialisers, and a norm follows each con
 from __future__ import annotations
 
 import importlib
+import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -34,9 +35,9 @@ LARGEST = 4096  # elements of an input, above which there is but one
 # Operators whose cases are taken: linears and norms, and what a fold may pass.
 OPERATORS = (
     "batch_normalization", "conv", "convtranspose", "gemm", "matmul", "averagepool", "maxpool", "globalaveragepool",
-    "globalmaxpool", "relu", "leakyrelu", "prelu", "elu", "clip", "concat", "add", "sub", "mul", "div", "sum", "pad",
+    "globalmaxpool", "relu", "leakyrelu", "prelu", "elu", "clip", "concat", "add", "sub", "mul", "div", "pad",
     "reshape", "transpose", "slice", "gather", "split", "depthtospace", "spacetodepth", "flatten", "squeeze",
-    "unsqueeze", "identity", "dropout", "reducemax", "reducemean", "hardswish", "mish", "gelu", "upsample",
+    "unsqueeze", "identity", "dropout", "reducemax", "reducemean", "hardswish", "gelu", "upsample",
 )  # fmt: skip
 _PARAMETERS = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "BatchNormalization": 1}
 _DATA_ALL = ("Concat", "Add", "Sub", "Sum", "Mul", "Div")  # every input is data
@@ -87,7 +88,9 @@ def with_inputs(kind: str) -> Iterator[Case]:
 def operator_cases(operators: Sequence[str] = OPERATORS) -> Iterator[Case]:
     """The node test cases of some operators, in float32, parameters promoted to initialisers."""
     for module in operators:
-        importlib.import_module(f"onnx.backend.test.case.node.{module}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some compute infinities on purpose
+            importlib.import_module(f"onnx.backend.test.case.node.{module}")
     from onnx.backend.test.case.node import _NodeTestCases
 
     seen = set()

@@ -51,7 +51,7 @@ def test_operator_cases_with_norms(name: str) -> None:
     assert found.outcomes["folded"] + found.outcomes["reduced"] >= 1
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", OPERATORS)
 def test_every_operator_case_with_norms_by_default_and_by_all_moves(name: str) -> None:
     found = examine_all(made for case in operator_cases((name,)) for made in chained(case))
@@ -89,7 +89,7 @@ def test_light_architectures_fold(name: str) -> None:
     assert found.outcomes["folded"] > 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", LIGHT)
 def test_light_architectures_compute_what_they_computed(name: str) -> None:
     found = examine_all([light(name)], moves=["default"], is_large=True)

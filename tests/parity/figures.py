@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from parity_networks import Builder, Layer, add_layer, fold, inputs_for, single, small_cnn
 
 from bnfold.folding import onnx_graph
-from bnfold.parity.certificate import certify, expect
-from bnfold.parity.local import check_sites
+from bnfold.parity.local.checking import check_sites
 from bnfold.parity.mutants import self_test
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.triangle import Corner, compare
+from bnfold.parity.weights.certificate import certify, expect
 from bnfold.runtime import open_session, run
 
 ROWS = 200

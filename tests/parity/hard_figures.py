@@ -25,15 +25,15 @@ from parity_networks import Builder, Layer, fold, inputs_for, single, small_cnn
 
 from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding import onnx_graph
-from bnfold.parity.certificate import expect
 from bnfold.parity.hard_inputs import hard_inputs
 from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.rerounding import copies_of, rerounded
-from bnfold.parity.search import seek
+from bnfold.parity.search.seeking import seek
+from bnfold.parity.search.worst import Pair, WorstInput
 from bnfold.parity.torch_float64 import TorchGraph
 from bnfold.parity.triangle import compare
-from bnfold.parity.worst import Pair, WorstInput
+from bnfold.parity.weights.certificate import expect
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
 

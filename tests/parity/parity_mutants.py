@@ -12,8 +12,8 @@ from onnx import numpy_helper
 
 from bnfold.folding.expressions import Expr, Leaf, Op, Scalar, View
 from bnfold.folding.statistics import statistics_of
-from bnfold.parity.certificate import expect
-from bnfold.parity.sites import Site, output_channels
+from bnfold.parity.local.sites import Site, output_channels
+from bnfold.parity.weights.certificate import expect
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Formula = Callable[[Mapping[str, Array]], tuple[Array, Array]]

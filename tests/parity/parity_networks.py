@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from onnx import helper, numpy_helper
 
 from bnfold.folding import onnx_graph
+from bnfold.parity.local.spans import with_outputs
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.spans import with_outputs
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -16,8 +16,8 @@ from parity_networks import Builder, Layer, fold, layers, single, small_cnn
 from bnfold.folding import algebra, onnx_graph
 from bnfold.folding.edits import SetWeights
 from bnfold.folding.report import FoldReport
-from bnfold.parity.certificate import Certificate, certify, expect
-from bnfold.parity.sites import map_of
+from bnfold.parity.local.sites import map_of
+from bnfold.parity.weights.certificate import Certificate, certify, expect
 
 
 def pair(model: onnx.ModelProto) -> tuple[onnx.ModelProto, FoldReport]:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from bnfold.errors import ParityError
 from bnfold.folding.expressions import Leaf, Op, Scalar, Tensor, View
 from bnfold.folding.facts import batch_norm
-from bnfold.parity.exact import FORMATS, Interval, distance, gap
-from bnfold.parity.pointwise import evaluate
+from bnfold.parity.weights.exact import FORMATS, Interval, distance, gap
+from bnfold.parity.weights.pointwise import evaluate
 
 DTYPES = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
 

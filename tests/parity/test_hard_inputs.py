@@ -14,12 +14,12 @@ from parity_networks import fold, inputs_for, small_cnn
 
 from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding import onnx_graph
-from bnfold.parity.certificate import expect
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.hard_inputs import LARGE, LOWEST, HardInput, hard_inputs
 from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.rerounding import copies_of, one_ulp_off, rerounded
+from bnfold.parity.weights.certificate import expect
+from bnfold.parity.weights.exact import FORMATS
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
 

@@ -16,13 +16,13 @@ from bnfold.folding.evaluation import Run, Source
 from bnfold.folding.expressions import Leaf, Op, Tensor, add
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_edits import NewTensor
-from bnfold.parity.certificate import Expectation, certify, expect
 from bnfold.parity.hypotheses import ENOUGH, likely_cause, rewrites, shown
 from bnfold.parity.hypotheses.rewriting import Tree
 from bnfold.parity.hypotheses.terms import Slack, evaluate
 from bnfold.parity.mutants import SPECIMENS, Specimen
 from bnfold.parity.mutants.drafting import Draft
 from bnfold.parity.mutants.faults import ARRAYS
+from bnfold.parity.weights.certificate import Expectation, certify, expect
 
 NAMES = [specimen.name for specimen in SPECIMENS]
 VAGUE = {"ONE_ULP", "CHANNEL_SCALED", "STALE"}  # one number of each channel does not tell a factor

@@ -12,11 +12,11 @@ from parity_mutants import FORMULAS, refold, replace, spoil
 from parity_networks import Builder, Layer, fold, inputs_for, layers, single, small_cnn
 
 from bnfold.errors import ParityError
-from bnfold.parity.bounds import Rounding
-from bnfold.parity.bounds import folded as folded_bound
-from bnfold.parity.certificate import expect
-from bnfold.parity.exact import FORMATS
-from bnfold.parity.local import SiteResult, check_sites, compare
+from bnfold.parity.local.bounds import Rounding
+from bnfold.parity.local.bounds import folded as folded_bound
+from bnfold.parity.local.checking import SiteResult, check_sites, compare
+from bnfold.parity.weights.certificate import expect
+from bnfold.parity.weights.exact import FORMATS
 
 
 def checked(model: onnx.ModelProto, folded: ir.Model, x: dict[str, Any]) -> tuple[SiteResult, ...]:

@@ -15,10 +15,10 @@ from parity_networks import Builder, inputs_for
 from bnfold.folding.edits import SetWeights
 from bnfold.folding.expressions import Scalar, mul
 from bnfold.folding.onnx_graph import fold
-from bnfold.parity.certificate import Expectation, expect
-from bnfold.parity.local import check_local
-from bnfold.parity.local_regions import Regions, check_regions
-from bnfold.parity.points import exact_points
+from bnfold.parity.local.at_regions import Regions, check_regions
+from bnfold.parity.local.checking import check_local
+from bnfold.parity.local.points import exact_points
+from bnfold.parity.weights.certificate import Expectation, expect
 
 DTYPES = ("float32", "float16")
 
@@ -171,7 +171,7 @@ def truncated(array: Any, bits: int = 11) -> Any:
 
 def test_operands_that_are_rounded_first_have_a_wider_bound(monkeypatch: pytest.MonkeyPatch) -> None:
     """TF32 by hand: weights and inputs with 11 bits. The plain bound raises an alarm, that for TF32 holds."""
-    import bnfold.parity.local_regions as module
+    import bnfold.parity.local.at_regions as module
 
     model = network(MAKES[0])
     reference, folded, expectation = expected(model)

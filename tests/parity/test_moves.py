@@ -20,9 +20,9 @@ from bnfold.folding import onnx_graph
 from bnfold.folding.edits import AddConstant, Redirect, SetAffine, SetSlope, SetWeights
 from bnfold.folding.report import FoldReport
 from bnfold.parity import verify
-from bnfold.parity.certificate import Certificate, certify, expect
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.triangle import Corner, compare
+from bnfold.parity.weights.certificate import Certificate, certify, expect
 from bnfold.runtime import open_session, run
 
 NAMES = [make.__name__ for make in MAKES]

@@ -18,7 +18,6 @@ from bnfold.bundle import load_bundle
 from bnfold.folding import onnx_graph
 from bnfold.folding.edits import AddConstant, Redirect, SetAffine, SetSlope, SetWeights
 from bnfold.folding.moves import MOVES
-from bnfold.parity.certificate import certify, expect
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.hypotheses import rewrites
 from bnfold.parity.mutants import (
@@ -36,6 +35,7 @@ from bnfold.parity.mutants import (
 )
 from bnfold.parity.mutants.faults import ARRAYS
 from bnfold.parity.mutants.trials import TIERS, Verdict
+from bnfold.parity.weights.certificate import certify, expect
 
 NAMES = [specimen.name for specimen in SPECIMENS]
 BY_NAME = dict(zip(NAMES, SPECIMENS, strict=True))

@@ -30,12 +30,12 @@ from bnfold.folding.expressions import (
     sub,
     view,
 )
-from bnfold.parity import enclosing, nearest
-from bnfold.parity.balls import Ball
-from bnfold.parity.enclosing import enclose
-from bnfold.parity.exact import FORMATS, Interval, distance
-from bnfold.parity.nearest import measure
-from bnfold.parity.pointwise import Points, evaluate
+from bnfold.parity.weights import enclosing, nearest
+from bnfold.parity.weights.balls import Ball
+from bnfold.parity.weights.enclosing import enclose
+from bnfold.parity.weights.exact import FORMATS, Interval, distance
+from bnfold.parity.weights.nearest import measure
+from bnfold.parity.weights.pointwise import Points, evaluate
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -17,13 +17,13 @@ from parity_networks import Layer, fold, inputs_for, single, small_cnn
 from bnfold.bundle import load_bundle
 from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import ParityError
-from bnfold.parity.certificate import expect
-from bnfold.parity.coordinate import coordinate_search
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.hard_rule import HardCorner
-from bnfold.parity.search import seek, worst_input
+from bnfold.parity.search.coordinate import coordinate_search
+from bnfold.parity.search.seeking import seek, worst_input
+from bnfold.parity.search.worst import Pair, WorstInput, apart, in_batches
 from bnfold.parity.triangle import Corner
-from bnfold.parity.worst import Pair, WorstInput, apart, in_batches
+from bnfold.parity.weights.certificate import expect
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 WAYS = [pytest.param(True, marks=pytest.mark.skipif(not HAS_TORCH, reason="needs torch")), False]

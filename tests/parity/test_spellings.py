@@ -8,10 +8,10 @@ import pytest
 from parity_mutants import replace
 from parity_networks import fold, inputs_for, spellings
 
-from bnfold.parity.certificate import certify, expect
-from bnfold.parity.local import check_sites
+from bnfold.parity.local.checking import check_sites
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.triangle import compare
+from bnfold.parity.weights.certificate import certify, expect
 from bnfold.runtime import open_session, run
 
 SPELLINGS = spellings()

@@ -9,7 +9,7 @@ import pytest
 from onnx import helper, numpy_helper
 from parity_networks import small_cnn
 
-from bnfold.parity.structure import differences
+from bnfold.parity.weights.structure import differences
 from bnfold.runtime import open_session, run
 
 FLOAT = onnx.TensorProto.FLOAT

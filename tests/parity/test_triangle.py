@@ -9,10 +9,10 @@ import pytest
 from parity_mutants import FORMULAS, refold, spoil
 from parity_networks import fold, inputs_for, small_cnn
 
-from bnfold.parity.certificate import expect
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.rerounding import answers_of_copies
 from bnfold.parity.triangle import Corner, asked_again, compare, corner
+from bnfold.parity.weights.certificate import expect
 from bnfold.runtime import open_session, run
 
 

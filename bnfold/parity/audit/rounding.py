@@ -23,7 +23,7 @@ import numpy as np
 from bnfold.folding.double_double import F64, DoubleDouble
 from bnfold.folding.evaluation import Run, Source
 from bnfold.folding.expressions import Array, Expr
-from bnfold.parity.exact import Format
+from bnfold.parity.weights.exact import Format
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from bnfold.folding.onnx_edits import NewTensor
 from bnfold.parity.audit.demand import Demand
 from bnfold.parity.audit.rounding import room_of
 from bnfold.parity.audit.sides import same_bits
-from bnfold.parity.exact import FORMATS, Format
 from bnfold.parity.hypotheses import likely_cause
-from bnfold.parity.nearest import measure
+from bnfold.parity.weights.exact import FORMATS, Format
+from bnfold.parity.weights.nearest import measure
 
 Verdict: TypeAlias = Literal["unchanged", "nearest", "consistent with rounding", "wrong"]
 

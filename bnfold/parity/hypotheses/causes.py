@@ -20,7 +20,7 @@ from bnfold.parity.hypotheses.formulas import formulas, maps, scaled_variance, s
 from bnfold.parity.hypotheses.layouts import branches, layouts, through_padding
 from bnfold.parity.hypotheses.rewriting import Rewrite, Tree
 from bnfold.parity.hypotheses.terms import F64, Slack, Terms, evaluate
-from bnfold.parity.nearest import measure
+from bnfold.parity.weights.nearest import measure
 
 ENOUGH = 0.9  # of the wrong elements, which a hypothesis must explain
 ROUNDING = "ROUNDING"

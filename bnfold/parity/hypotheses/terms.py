@@ -16,8 +16,8 @@ import numpy as np
 from bnfold.folding.double_double import DoubleDouble
 from bnfold.folding.evaluation import Run, Source
 from bnfold.folding.expressions import Array, Expr
-from bnfold.parity.exact import format_of
 from bnfold.parity.hypotheses.rewriting import Tree
+from bnfold.parity.weights.exact import format_of
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -20,9 +20,9 @@ from bnfold.folding.facts import Linear, Norm
 from bnfold.folding.onnx_edits import NewTensor
 from bnfold.folding.onnx_file import from_proto, to_proto
 from bnfold.folding.onnx_graph import read
-from bnfold.parity.certificate import Expectation
 from bnfold.parity.hypotheses import rewrites
 from bnfold.parity.mutants.faults import ARRAYS, graph_faults, put, stored
+from bnfold.parity.weights.certificate import Expectation
 
 SITES = 1  # tensors on which a way is tried, for each kind of edit and role
 

@@ -15,16 +15,16 @@ from bnfold.errors import BnfoldError
 from bnfold.folding import onnx_graph
 from bnfold.folding.expressions import size_of
 from bnfold.folding.onnx_file import from_proto, to_proto
-from bnfold.parity.certificate import Expectation, certify, expect
 from bnfold.parity.decisions import decide
 from bnfold.parity.evidence import Evidence
-from bnfold.parity.local import SiteResult, check_local, check_sites
-from bnfold.parity.local_regions import check_regions, points_of
+from bnfold.parity.local.at_regions import check_regions, points_of
+from bnfold.parity.local.checking import SiteResult, check_local, check_sites
+from bnfold.parity.local.points import Points
 from bnfold.parity.mutants.making import Mutant
 from bnfold.parity.mutants.specimens import Specimen
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.points import Points
 from bnfold.parity.triangle import compare, worst_corner
+from bnfold.parity.weights.certificate import Expectation, certify, expect
 from bnfold.runtime import open_session, run
 
 Array = np.ndarray[Any, np.dtype[Any]]

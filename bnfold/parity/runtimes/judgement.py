@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from bnfold.parity.decisions import decide
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.runtimes.cells import SAME_YARDSTICK, SOFTMAX_YARDSTICK, Cell, Invariance
 from bnfold.parity.runtimes.trials import Batch, Outputs
 from bnfold.parity.triangle import Corner, asked_again, compare, corner, worst_corner
+from bnfold.parity.weights.exact import FORMATS
 from bnfold.scores import to_chances
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]

@@ -11,9 +11,9 @@ import numpy as np
 
 from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.evidence import Evidence
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.rerounding import answers_of_copies
+from bnfold.parity.weights.exact import FORMATS
 from bnfold.runtime import run
 from bnfold.samples import Samples
 

@@ -14,9 +14,9 @@ from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
 from bnfold.parity.rerounding import copies_of, rerounded
-from bnfold.parity.search import worst_input
+from bnfold.parity.search.seeking import worst_input
+from bnfold.parity.search.worst import Run, WorstInput, in_batches
 from bnfold.parity.truth import Truth, open_truth
-from bnfold.parity.worst import Run, WorstInput, in_batches
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 
 from bnfold.parity.evidence import Array, Evidence
-from bnfold.parity.local import ASSUMPTIONS, Local, check_local
+from bnfold.parity.local.checking import ASSUMPTIONS, Local, check_local
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
 

@@ -1,7 +1,7 @@
 """T2 at sites, linears with the norms right behind them: linear and the unfolded span differ by no more than rounding.
 
 Both sides get the same input, the reference's own activation. Each computed result lies within its bound (see
-`bnfold.parity.bounds`) of the one exact result, so the two lie within the sum of the bounds of each other.
+`bnfold.parity.local.bounds`) of the one exact result, so the two lie within the sum of the bounds of each other.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bnfold.folding.expressions import Array, Expr, Scalar, mul
 from bnfold.folding.facts import Norm
 from bnfold.folding.onnx_file import to_proto
 from bnfold.folding.onnx_graph import read
-from bnfold.parity import bounds
-from bnfold.parity.enclosing import at_most
-from bnfold.parity.exact import format_of
-from bnfold.parity.local_result import SLACK, SiteResult, exceeded, worse
+from bnfold.parity.local import bounds
+from bnfold.parity.local.results import SLACK, SiteResult, exceeded, worse
+from bnfold.parity.local.sites import Site, bias_of, map_of, output_channels
+from bnfold.parity.local.spans import Spans, with_outputs
 from bnfold.parity.oracle import run_float64
-from bnfold.parity.sites import Site, bias_of, map_of, output_channels
-from bnfold.parity.spans import Spans, with_outputs
+from bnfold.parity.weights.enclosing import at_most
+from bnfold.parity.weights.exact import format_of
 from bnfold.runtime import open_session, run
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]

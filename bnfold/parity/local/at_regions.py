@@ -1,8 +1,8 @@
 """T2 for every other edit: what lies between two points of a fold differs by no more than rounding can explain.
 
 Both sides of a region get the same inputs, the reference's own values, and run in ONNX Runtime with graph optimisations
-off. Each computed result lies within its error (see `bnfold.parity.running`) of the one exact result, so the two lie
-within the sum of the errors of each other.
+off. Each computed result lies within its error (see `bnfold.parity.local.running`) of the one exact result, so the two
+lie within the sum of the errors of each other.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from bnfold.folding import algebra
 from bnfold.folding.expressions import Array
 from bnfold.folding.onnx_edits import NewTensor
 from bnfold.folding.onnx_file import to_proto
-from bnfold.parity.bounds import Rounding
-from bnfold.parity.certificate import Expectation
-from bnfold.parity.exact import format_of
-from bnfold.parity.local_result import F64, SLACK, SiteResult, exceeded, worse
-from bnfold.parity.points import Points, exact_points, first_rows
-from bnfold.parity.regions import Region, regions
-from bnfold.parity.running import State, analyse, rounded_once
-from bnfold.parity.spans import Spans, with_outputs
+from bnfold.parity.local.bounds import Rounding
+from bnfold.parity.local.points import Points, exact_points, first_rows
+from bnfold.parity.local.regions import Region, regions
+from bnfold.parity.local.results import F64, SLACK, SiteResult, exceeded, worse
+from bnfold.parity.local.running import State, analyse, rounded_once
+from bnfold.parity.local.spans import Spans, with_outputs
+from bnfold.parity.weights.certificate import Expectation
+from bnfold.parity.weights.exact import format_of
 from bnfold.runtime import open_session, run
 
 _ROWS = 2  # of each batch, on which the points are found

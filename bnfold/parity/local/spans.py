@@ -11,8 +11,8 @@ from google.protobuf.message import EncodeError
 from onnx import helper, numpy_helper
 
 from bnfold.errors import ParityError
-from bnfold.parity.regions import read_by
-from bnfold.parity.sites import Site
+from bnfold.parity.local.regions import read_by
+from bnfold.parity.local.sites import Site
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

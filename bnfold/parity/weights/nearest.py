@@ -1,8 +1,8 @@
 """Is every element of a folded tensor the nearest float to its exact value, and how far is the worst one off?
 
 Floating-point filters decide nearly all elements (as the adaptive predicates of Shewchuk, Discrete & Computational
-Geometry 18, 1997): float64 with a rigorous error bound, then 106 bits with one (`bnfold.parity.enclosing`), then exact
-integers for what both leave open (`bnfold.parity.pointwise`).
+Geometry 18, 1997): float64 with a rigorous error bound, then 106 bits with one (`enclosing.py`), then exact integers
+for what both leave open (`pointwise.py`).
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any, cast
 import numpy as np
 
 from bnfold.folding.expressions import Array, Expr, Shape
-from bnfold.parity.balls import Ball, two_sum
-from bnfold.parity.enclosing import Rows, enclose, product_rows, slices
-from bnfold.parity.exact import Format, distance, format_of
-from bnfold.parity.pointwise import Points
+from bnfold.parity.weights.balls import Ball, two_sum
+from bnfold.parity.weights.enclosing import Rows, enclose, product_rows, slices
+from bnfold.parity.weights.exact import Format, distance, format_of
+from bnfold.parity.weights.pointwise import Points
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 

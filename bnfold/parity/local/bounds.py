@@ -16,7 +16,7 @@ import numpy as np
 from bnfold.errors import ParityError
 from bnfold.folding.expressions import Array, Expr, Given, Leaf, Op, Scalar, Spread, Take, View, leaves
 from bnfold.folding.facts import Linear, Norm
-from bnfold.parity.exact import FORMATS, Format
+from bnfold.parity.weights.exact import FORMATS, Format
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 

@@ -29,7 +29,7 @@ from bnfold.folding.expressions import (
     Total,
     View,
 )
-from bnfold.parity.exact import Interval
+from bnfold.parity.weights.exact import Interval
 
 Index: TypeAlias = tuple[int, ...]
 

@@ -17,9 +17,9 @@ import onnx
 from onnx import helper
 
 from bnfold.errors import ParityError
-from bnfold.parity.bounds import Rounding
-from bnfold.parity.exact import FORMATS
+from bnfold.parity.local.bounds import Rounding
 from bnfold.parity.oracle import run_float64, run_values
+from bnfold.parity.weights.exact import FORMATS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -107,7 +107,7 @@ def analyse(
 
     Raises ParityError for an operator that has no rule, or a rule that does not apply.
     """
-    from bnfold.parity.running_rules import RULES
+    from bnfold.parity.local.running_rules import RULES
 
     states = dict(known)
     with np.errstate(all="ignore"):

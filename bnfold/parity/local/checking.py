@@ -1,8 +1,8 @@
 """T2, the local bound: everywhere a fold changed something, the two computations differ by no more than rounding can.
 
-Sites, linears with the norms right behind them, have a bound in closed form (`local_sites`, `bounds`); whatever else an
+Sites, linears with the norms right behind them, have a bound in closed form (`at_sites`, `bounds`); whatever else an
 edit changed is a region between two points where both graphs are equal, whose error is carried along operator by
-operator (`local_regions`, `running`).
+operator (`at_regions`, `running`).
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from bnfold.folding.expressions import Array
-from bnfold.parity.certificate import Expectation
-from bnfold.parity.local_regions import check_regions
-from bnfold.parity.local_result import SiteResult, worse
-from bnfold.parity.local_sites import check_sites, compare
+from bnfold.parity.local.at_regions import check_regions
+from bnfold.parity.local.at_sites import check_sites, compare
+from bnfold.parity.local.results import SiteResult, worse
+from bnfold.parity.weights.certificate import Expectation
 
 __all__ = ["ASSUMPTIONS", "Local", "SiteResult", "check_local", "check_sites", "compare"]
 

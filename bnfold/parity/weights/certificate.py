@@ -3,7 +3,7 @@
 It needs no data. The plan says which edits a fold of the reference is made of, and of each new tensor, as an expression
 over the reference's constants, what it is. Structure: node for node what the edits leave. Numbers: every element of
 every new tensor is the float nearest to its expression's exact value, whose arithmetic is this package's own
-(`bnfold.parity.nearest`), never the fold's.
+(`bnfold.parity.weights.nearest`), never the fold's.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from bnfold.folding.onnx_graph import read
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.folding.report import FoldReport
 from bnfold.parity.hypotheses import Cause, likely_cause
-from bnfold.parity.nearest import measure
-from bnfold.parity.sites import Site
-from bnfold.parity.structure import differences
-from bnfold.parity.verdicts import Certificate, TensorVerdict
+from bnfold.parity.local.sites import Site
+from bnfold.parity.weights.nearest import measure
+from bnfold.parity.weights.structure import differences
+from bnfold.parity.weights.verdicts import Certificate, TensorVerdict
 
 __all__ = ["Certificate", "Expectation", "TensorVerdict", "certify", "expect", "plan_of"]
 

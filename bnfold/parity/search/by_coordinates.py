@@ -9,10 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bnfold.parity.coordinate import BATCH, coordinate_search
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.rerounding import rerounded
-from bnfold.parity.worst import (
+from bnfold.parity.search.coordinate import BATCH, coordinate_search
+from bnfold.parity.search.worst import (
     NULLS,
     Array,
     Climb,

@@ -11,9 +11,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.rerounding import rerounded
-from bnfold.parity.worst import NULLS, Climb, Clock, Ground, Sought, in_batches, keep_largest
+from bnfold.parity.search.worst import NULLS, Climb, Clock, Ground, Sought, in_batches, keep_largest
+from bnfold.parity.weights.exact import FORMATS
 
 _LEAST_STEPS = 6  # fewer get less far than the same time of coordinate search
 _RUNS = 20  # of the unfolded network, for which a step is taken at first; what it does take is measured then
@@ -30,7 +30,7 @@ def by_gradient(ground: Ground, steps: int, seed: int, clock: Clock) -> Climb:
         raise ParityError("torch is not installed")
     _check_time(ground.parts * _RUNS * _timed(lambda: ground.unfolded(ground.starts)), clock)
     # By its name: nothing that imports this module, a server least of all, is to depend on torch.
-    engine = importlib.import_module("bnfold.parity.search_torch")
+    engine = importlib.import_module("bnfold.parity.search.ascent_torch")
     pair = ground.pair
     reference, folded = engine.graphs(pair.reference, pair.folded)
     climb = functools.partial(engine.gradient_search, starts=ground.starts, ranges=ground.ranges)

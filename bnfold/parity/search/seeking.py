@@ -1,6 +1,6 @@
 """The search for the worst input: where, within the data's range, do the folded and the unfolded model differ most?
 
-By gradient ascent in float64 where torch is there and knows the graph (`search_torch.py`), else by coordinate search in
+By gradient ascent in float64 where torch is there and knows the graph (`ascent_torch.py`), else by coordinate search in
 ONNX Runtime (`coordinate.py`). What was found is judged in ONNX Runtime by T3's rule for few numbers (`hard_rule.py`)
 against the float64 truth, and by T4.
 
@@ -21,14 +21,24 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bnfold.errors import ParityError
-from bnfold.parity.coordinate import coordinate_search
 from bnfold.parity.decisions import Decisions, decide
-from bnfold.parity.exact import FORMATS
 from bnfold.parity.hard_rule import HardCorner, check_hard
 from bnfold.parity.rerounding import copies_of, rerounded
-from bnfold.parity.search_coordinate import by_coordinates
-from bnfold.parity.search_gradient import by_gradient
-from bnfold.parity.worst import Climb, Clock, Ground, Inputs, Pair, WorstInput, apart, output_size, row_differences
+from bnfold.parity.search.by_coordinates import by_coordinates
+from bnfold.parity.search.by_gradient import by_gradient
+from bnfold.parity.search.coordinate import coordinate_search
+from bnfold.parity.search.worst import (
+    Climb,
+    Clock,
+    Ground,
+    Inputs,
+    Pair,
+    WorstInput,
+    apart,
+    output_size,
+    row_differences,
+)
+from bnfold.parity.weights.exact import FORMATS
 
 if TYPE_CHECKING:
     from bnfold.parity.evidence import Evidence

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from bnfold.parity.points import written
+from bnfold.parity.local.points import written
 
 
 @dataclass(frozen=True)

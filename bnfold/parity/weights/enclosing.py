@@ -1,4 +1,4 @@
-"""Expressions over whole tensors as balls: each value with a rigorous bound on its error (`bnfold.parity.balls`).
+"""Expressions over whole tensors as balls: each value with a rigorous bound on its error (`balls.py`).
 
 The product of one huge constant with small factors, and sums over such a product, are computed in slices of the first
 axis, so that no copy of the constant is ever there as a whole.
@@ -29,8 +29,8 @@ from bnfold.folding.expressions import (
     View,
     operands,
 )
-from bnfold.parity import balls
-from bnfold.parity.balls import Ball
+from bnfold.parity.weights import balls
+from bnfold.parity.weights.balls import Ball
 
 F64 = np.ndarray[Any, np.dtype[np.float64]]
 Rows: TypeAlias = Callable[[int, int, bool], Ball]  # the balls of some slices of the first axis; wide or not

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bnfold.parity.hypotheses import Cause, shown
-from bnfold.parity.nearest import Distances
+from bnfold.parity.weights.nearest import Distances
 
 _LISTED = 64  # channels of a tensor that a document names
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from bnfold.parity.running import F64, Array, Rule, State, Step
+from bnfold.parity.local.running import F64, Array, Rule, State, Step
 
 _BATCH_NORM_ROUNDINGS = 8  # as bounds.py counts them
 
