@@ -238,7 +238,7 @@ def look_again(path: Path) -> None:
             tally = Tally()
             examine(seed, one.get("depth", 24), name.split()[0], tally)
             print(name, "seed", seed, dict(tally.alarms), dict(tally.doubts), tally.sentences)
-            one["alarms"]["T3"] = one["alarms"]["T3"] - 1 + tally.alarms["T3"]
+            one["alarms"] = dict(Counter(one["alarms"]) - Counter(T3=1) + tally.alarms)
             one["doubts"] = dict(Counter(one["doubts"]) + tally.doubts)
         one["sentences"] = [sentence for sentence in one["sentences"] if sentence not in alarms]
     _write({}, runs, path)

@@ -16,11 +16,11 @@ from bnfold.folding.plan import make_plan
 from bnfold.parity.audit.comparing import compare_graphs
 from bnfold.parity.audit.opening import Opened, inputs_of, paired, specs_of
 from bnfold.parity.audit.report import weights_tier
-from bnfold.parity.certificate import certify, expect
 from bnfold.parity.decisions import decide
-from bnfold.parity.local import ASSUMPTIONS, check_local
+from bnfold.parity.local.checking import ASSUMPTIONS, check_local
 from bnfold.parity.report import ParityReport, Status, TierResult
 from bnfold.parity.triangle import Corner, asked_again, compare, worst_corner
+from bnfold.parity.weights.certificate import certify, expect
 from bnfold.testing.batches import Array, Batch, batches_of, labels_of
 from bnfold.testing.networks import Network, OnnxNetwork, Outputs, network_of
 from bnfold.testing.proof import ParityFailure, ParityProof

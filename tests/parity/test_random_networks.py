@@ -72,7 +72,7 @@ def test_the_networks_are_varied_and_alike_for_a_seed() -> None:
 
 
 def test_the_published_campaign_is_what_it_says() -> None:
-    """Networks of 24 layers and more, a thousand of them in float32; no alarm of T1 and T2, no ratio of one."""
+    """Networks of 24 layers and more, a thousand of them in float32; no alarm of any tier, no ratio of one."""
     runs = json.loads(campaign.RESULTS.read_text())["runs"]
     assert len(runs["float32"]["seeds"]) == 1000
     assert len(runs["float16"]["seeds"]) == 200
@@ -81,14 +81,15 @@ def test_the_published_campaign_is_what_it_says() -> None:
         assert min(run["layers"]) >= 24
         assert run["doubts"].keys() <= {"T3 asked again"}  # and held
         assert all(0 < ratio < 1 for found in run["ratios"].values() for ratio in found)
-    assert not runs["float16"]["alarms"]
-    assert runs["float32"]["alarms"] == {"T3": 1}
-    assert runs["float32"]["sentences"][0].startswith("seed 600, T3")
+        assert not run["alarms"]
+        assert not run["sentences"]
 
 
-def test_the_one_alarm_of_the_campaign_is_of_too_few_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(campaign, "ROWS", 64)
+def test_a_network_that_is_near_the_truth_by_luck_is_asked_again() -> None:
+    """Seed 600 is 2.28 times as far from the truth as its unfolded self on 16 inputs; its copies scatter as far."""
     tally = campaign.Tally()
     campaign.examine(600, 24, "float32", tally)
-    assert tally.alarms.total() == 0, tally.sentences
-    assert tally.corners[0] < 2
+    assert tally.doubts == {"T3 asked again": 1}
+    assert not tally.alarms
+    (ratio,) = tally.corners
+    assert ratio > 2
