@@ -6,8 +6,9 @@ VENV ?= .venv
 # Passed to pip, for instance to take the CPU build of torch on Linux:
 #   make demo PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 PIP_FLAGS ?=
-# Passed to pytest, for instance: make test PYTEST_FLAGS="-x -q"
+# Passed to pytest, for instance: make test PYTEST_FLAGS="-x -q". The tests share the cores out; one after another: -n 0
 PYTEST_FLAGS ?=
+PARALLEL := -n auto --maxprocesses 8 --dist worksteal
 PORT ?= 8000
 
 COVERED := tests/folding tests/parity
@@ -25,8 +26,8 @@ demo: $(INSTALLED) ## train, fold, export, prove, serve and predict on real hand
 
 test: lint ## all that CI runs: lint, types, import rules, tests with branch coverage
 	# Measuring coverage is slow: it is done where it is wanted, on the fold core and the parity suite.
-	$(BIN)/python -m pytest --cov --cov-report=term $(PYTEST_FLAGS) $(COVERED)
-	$(BIN)/python -m pytest $(PYTEST_FLAGS) $(addprefix --ignore=,$(COVERED))
+	$(BIN)/python -m pytest $(PARALLEL) --cov --cov-report=term $(PYTEST_FLAGS) $(COVERED)
+	$(BIN)/python -m pytest $(PARALLEL) $(PYTEST_FLAGS) $(addprefix --ignore=,$(COVERED))
 
 lint: $(INSTALLED) ## ruff (rules and format), mypy, import rules
 	$(BIN)/ruff check .
