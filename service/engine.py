@@ -81,7 +81,7 @@ class Engine:
 
     def count_batch(self, rows: int, seconds: float) -> None:
         """Told by the batcher of every run."""
-        self.meter.count_batch(rows, seconds)
+        self.meter.count_batch(rows, 0.0, seconds, 0.0)
 
 
 def resolve_device(device: Literal["auto", "cpu", "cuda"]) -> Literal["cpu", "cuda"]:

@@ -94,10 +94,11 @@ class Count:
 
     def fail(self, reason: str) -> None:
         """It was not."""
+        seconds = time.perf_counter() - self._started
         if self.engine is not None:
-            self.engine.meter.count_failure(reason)
+            self.engine.meter.count_failure(reason, seconds)
         else:
-            self._metrics.count_stray(reason)
+            self._metrics.count_stray(reason, seconds)
 
 
 def _until_gone(receive: Receive) -> Callable[[], Awaitable[None]]:

@@ -1,133 +1,232 @@
-"""Prometheus metrics in a registry of their own, with the meanings that Triton gives to the like.
+"""Prometheus metrics in a registry of their own: counts of all workers, and what the workers say of themselves.
 
-A label never comes from a request unless it names a model that is here: strangers must not grow the registry.
+A label never comes from a request unless it names a model that is here: strangers must not grow the registry. Counting
+is done in service.meter and costs no more for the scrape, which adds everything up when it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import platform
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, PlatformCollector, ProcessCollector
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+import bnfold
+from service.cells import Cells, Shelf
+from service.exposition import Exposition
+from service.meter import Meter, Totals, read_totals
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode("ascii")
 
-_SECONDS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+OUTCOMES = ("success", "failure", "rollback")
+RESTARTS = "restarts"  # the block in which the parent counts, one cell a worker
 _LONGEST_REASON = 300
-_MODEL = ("model", "version")
+_LOADS, _METER = "loads=", "meter="
 
 
 class Metrics:
-    """Every metric of one server."""
+    """Every metric of one server. Counted on the event loop; `meter` and what is shown may be called in any thread.
 
-    def __init__(self) -> None:
+    folder: where the workers put their counts together, None for a process on its own. worker: its number, below
+    `workers`. largest_batch: batches of more rows are not told apart in the statistics.
+    """
+
+    def __init__(
+        self, folder: Path | None = None, *, worker: int = 0, workers: int = 1, largest_batch: int = 1024
+    ) -> None:
         self.registry = CollectorRegistry()
-        PlatformCollector(registry=self.registry)
-        ProcessCollector(registry=self.registry)
-        self._success = self._counter("request_success", "Requests that were answered")
-        self._failure = self._counter(
-            "request_failure",
-            "Requests that were not answered, by reason; model is empty where the request named none that is here",
-            "reason",
-        )
-        self._inferences = self._counter("count", "Rows run, batching included")
-        self._executions = self._counter("exec_count", "Calls of the runtime")
-        self._request = self._histogram(
-            "request_duration_seconds", "From the head of a request to its answer", _SECONDS
-        )
-        self._queue = self._histogram("queue_duration_seconds", "What a request waited for a worker", _SECONDS)
-        self._compute = self._histogram(
-            "compute_duration_seconds", "One call of the runtime, joining and splitting included", _SECONDS
-        )
-        self._batch = self._histogram("batch_rows", "Rows in one call of the runtime", _ROWS)
-        self._pending = self._gauge("inference_pending_rows", "Rows that wait in the queue now", *_MODEL)
-        self._info = self._gauge(
-            "model_info",
-            "1 for each version that is served, with the provider in use and the sha256 of model.onnx",
-            *_MODEL, "provider", "digest",
-        )  # fmt: skip
-        self._refused = self._gauge(
-            "model_refused", "1 for each version that did not pass the load gate, with the reason", *_MODEL, "reason"
-        )
-        self._fallback = self._gauge("model_fallback", "1 where a version older than the newest is served", "model")
-        self._ready = self._gauge("model_ready", "1 where a proven version is served", "model")
+        self._shelf = Shelf(folder, worker)
+        self._worker, self._workers, self._largest = worker, workers, largest_batch
+        self._strays = Meter(self._shelf, _METER, 0)
+        self._loads: dict[str, Cells] = {}
+        self._lock = threading.Lock()
+        self._pending: dict[tuple[str, str], tuple[Callable[[], int], Callable[[], int]]] = {}
+        self._served: dict[tuple[str, str], tuple[str, str]] = {}
+        self._refused: dict[tuple[str, str], str] = {}
+        self._models: dict[str, tuple[bool, bool]] = {}
+        self._connections: Callable[[], int] = _none
+        self._states: Sequence[Mapping[str, Any]] = ()
+        self.registry.register(_Collector(self))
+        if folder is None:
+            PlatformCollector(registry=self.registry)
+            ProcessCollector(registry=self.registry)
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"bnfold_inference_{name}", text, (*_MODEL, *labels), registry=self.registry)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"bnfold_inference_{name}", text, _MODEL, buckets=buckets, registry=self.registry)
-
-    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(f"bnfold_{name}", text, labels, registry=self.registry)
-
-    def page(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self.registry)
+    # ------------------------------------------------------------------------------------------------- counting
 
     def meter(self, model: str, version: str) -> Meter:
-        """The metrics of one served version, their labels bound once."""
-        return Meter(
-            success=self._success.labels(model, version),
-            failure=lambda reason: self._failure.labels(model, version, reason),
-            inferences=self._inferences.labels(model, version),
-            executions=self._executions.labels(model, version),
-            request=self._request.labels(model, version),
-            queue=self._queue.labels(model, version),
-            compute=self._compute.labels(model, version),
-            batch=self._batch.labels(model, version),
-        )
+        """The counts of one served version; each call is one use of them, and `forget` ends one."""
+        return Meter(self._shelf, f"{_METER}{model}={version}", self._largest)
 
-    def show_pending(self, model: str, version: str, pending: Callable[[], int]) -> None:
-        """Where to ask for the rows of a version that wait now."""
-        self._pending.labels(model, version).set_function(pending)
+    def forget(self, model: str, version: str) -> None:
+        """A version is served no more: free what it held."""
+        key = model, version
+        with self._lock:
+            for shown in (self._pending, self._served, self._refused):
+                shown.pop(key, None)
+        self._shelf.forget(f"{_METER}{model}={version}")
 
-    def count_stray(self, reason: str) -> None:
+    def forget_model(self, model: str) -> None:
+        """A model is gone from the repository, all its versions included."""
+        with self._lock:
+            self._models.pop(model, None)
+            for key in [key for key in self._refused if key[0] == model]:
+                del self._refused[key]
+            known = self._loads.pop(model, None)
+        if known is not None:
+            self._shelf.forget(_LOADS + model)
+
+    def count_stray(self, reason: str, seconds: float = 0.0) -> None:
         """A request for a model that is not served here failed."""
-        self._failure.labels("", "", reason).inc()
+        self._strays.count_failure(reason, seconds)
+
+    def count_load(self, model: str, outcome: str) -> None:
+        """A version was loaded ("success"), was not ("failure"), or an older one came back for it ("rollback")."""
+        with self._lock:
+            cells = self._loads.get(model)
+            if cells is None:
+                cells = self._loads[model] = self._shelf.open(_LOADS + model, 1 + len(OUTCOMES))
+            cells[1 + OUTCOMES.index(outcome)] += 1.0
+
+    # ------------------------------------------------------------------------------------------------ showing
+
+    def show_pending(
+        self, model: str, version: str, rows: Callable[[], int], requests: Callable[[], int] | None = None
+    ) -> None:
+        """Where to ask for the rows and the requests of a version that wait now."""
+        with self._lock:
+            self._pending[model, version] = rows, requests or _none
+
+    def show_connections(self, count: Callable[[], int]) -> None:
+        """Where to ask for the connections that are open now."""
+        self._connections = count
 
     def show_served(self, model: str, version: str, provider: str, digest: str) -> None:
         """A version is served."""
-        self._info.labels(model, version, provider, digest).set(1)
+        with self._lock:
+            self._served[model, version] = provider, digest
+            self._refused.pop((model, version), None)
 
     def show_refused(self, model: str, version: str, reason: str) -> None:
         """A version is not served, and why."""
-        self._refused.labels(model, version, reason[:_LONGEST_REASON]).set(1)
+        with self._lock:
+            self._refused[model, version] = reason[:_LONGEST_REASON]
+
+    def hide_refused(self, model: str, version: str) -> None:
+        """A refused version is gone, or about to be tried again."""
+        with self._lock:
+            self._refused.pop((model, version), None)
 
     def show_model(self, model: str, *, ready: bool, fallback: bool) -> None:
         """What became of a model."""
-        self._ready.labels(model).set(int(ready))
-        self._fallback.labels(model).set(int(fallback))
+        with self._lock:
+            self._models[model] = ready, fallback
+
+    # ------------------------------------------------------------------------------------------------ reading
+
+    def gauges(self) -> dict[str, Any]:
+        """What this worker says of itself now, JSON-ready, for the one that is scraped."""
+        with self._lock:
+            pending = [[*key, rows(), requests()] for key, (rows, requests) in self._pending.items()]
+            return {
+                "worker": self._worker,
+                "pending": pending,
+                "served": [[*key, *values] for key, values in self._served.items()],
+                "refused": [[*key, reason] for key, reason in self._refused.items()],
+                "models": [[model, *values] for model, values in self._models.items()],
+                "connections": self._connections(),
+            }
+
+    def page(self, others: Sequence[Mapping[str, Any]] = ()) -> bytes:
+        """The text that Prometheus scrapes. others: the gauges of the other workers that answer."""
+        self._states = others
+        try:
+            return generate_latest(self.registry)
+        finally:
+            self._states = ()
+
+    def collect(self) -> Iterator[Metric]:
+        """Everything, for the registry."""
+        found = Exposition()
+        for model, version, totals in self._totals():
+            found.add_version(model, version, totals)
+        for name in self._named(_LOADS):
+            counts = self._shelf.total(_LOADS + name, 1 + len(OUTCOMES))[1:]
+            for outcome, count in zip(OUTCOMES, counts, strict=True):
+                found.add("model_loads", (name, outcome), count)
+        states = [self.gauges(), *self._states]
+        _add_states(found, states)
+        present = {state["worker"] for state in states}
+        restarts = self._shelf.total(RESTARTS, 1 + self._workers)[1:]
+        for worker, count in enumerate(restarts):
+            found.add("worker_up", (str(worker),), worker in present)
+            found.add("worker_restarts", (str(worker),), count)
+        found.add("build_info", (bnfold.__version__, platform.python_version(), _runtime_version()), 1)
+        return found.metrics()
+
+    def _totals(self) -> Iterator[tuple[str, str, Totals]]:
+        for name in self._named(_METER):
+            model, _, version = name.partition("=")
+            if model:
+                yield model, version, read_totals(self._shelf, _METER + name, self._largest)
+        yield "", "", self._strays.totals()
+
+    def _named(self, kind: str) -> list[str]:
+        return [name.removeprefix(kind) for name in self._shelf.names() if name.startswith(kind)]
 
 
-@dataclass(frozen=True, eq=False)
-class Meter:
-    """The metrics of one served version."""
+class _Collector(Collector):
+    """What the registry holds: the metrics themselves, without a method that it would take for a description."""
 
-    success: Counter
-    failure: Callable[[str], Counter]
-    inferences: Counter
-    executions: Counter
-    request: Histogram
-    queue: Histogram
-    compute: Histogram
-    batch: Histogram
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
 
-    def count_batch(self, rows: int, seconds: float) -> None:
-        """One call of the runtime."""
-        self.inferences.inc(rows)
-        self.executions.inc()
-        self.batch.observe(rows)
-        self.compute.observe(seconds)
+    def collect(self) -> Iterable[Metric]:
+        """Everything."""
+        return self._metrics.collect()
 
-    def count_answer(self, seconds: float, queued: float) -> None:
-        """One request was answered, after so many seconds, of which `queued` in the queue."""
-        self.success.inc()
-        self.request.observe(seconds)
-        self.queue.observe(queued)
 
-    def count_failure(self, reason: str) -> None:
-        """One request failed."""
-        self.failure(reason).inc()
+def _add_states(found: Exposition, states: Sequence[Mapping[str, Any]]) -> None:
+    """What waits and is connected, added up; a model is ready when it is so in every worker."""
+    pending: dict[tuple[str, str], tuple[int, int]] = {}
+    models: dict[str, tuple[bool, bool]] = {}
+    infos, refusals = {}, {}
+    for state in states:
+        for model, version, rows, requests in state["pending"]:
+            before = pending.get((model, version), (0, 0))
+            pending[model, version] = before[0] + rows, before[1] + requests
+        for model, ready, fallback in state["models"]:
+            one = models.get(model, (True, False))
+            models[model] = one[0] and ready, one[1] or fallback
+        infos.update({tuple(info): 1 for info in state["served"]})
+        refusals.update({tuple(refusal[:2]): refusal[2] for refusal in state["refused"]})
+        found.add("connections", (str(state["worker"]),), state["connections"])
+    for key, (rows, requests) in pending.items():
+        found.add("inference_pending_rows", key, rows)
+        found.add("inference_pending_requests", key, requests)
+    for model, (ready, fallback) in models.items():
+        found.add("model_ready", (model,), ready)
+        found.add("model_fallback", (model,), fallback)
+    for info in infos:
+        found.add("model_info", info, 1)
+    for key, reason in refusals.items():
+        found.add("model_refused", (*key, reason), 1)
+
+
+def _runtime_version() -> str:
+    for package in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _none() -> int:
+    return 0
