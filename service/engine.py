@@ -114,7 +114,7 @@ def open_engine(
         manifest=manifest,
         digest=digest,
         provider=provider,
-        signature=Signature(inputs, outputs, batched),
+        signature=Signature(inputs, outputs, batched, tuple(manifest.labels or ())),
         headers=_proof(name, version, digest, provider),
         session=session,
         meter=metrics.meter(name, str(version)),

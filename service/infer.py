@@ -5,15 +5,17 @@ A FastAPI route costs more than a small network. The body is also binary, and cl
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from starlette.types import Receive, Scope
 
 from service.answers import Headers
 from service.body import find_header, read_body
+from service.compression import choose_coding, encode
 from service.errors import BadMethod
 from service.hub import Hub
-from service.protocol import build_response, parse_header_length, parse_request
+from service.rest import build_response, parse_header_length, parse_request
 
 _HEADER_LENGTH = b"inference-header-content-length"
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
@@ -59,8 +61,20 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
         header_length = parse_header_length(find_header(scope["headers"], _HEADER_LENGTH), len(body))
         request = parse_request(body, header_length, engine.signature, hub.limits)
         outputs = await hub.infer(engine, request.inputs, request.rows, request.timeout, receive, count)
-        answer, json_length = build_response(engine.name, engine.version, request, outputs)
-    if json_length is None:
-        return Answer(answer, engine.headers, b"application/json")
-    headers = [(_HEADER_LENGTH, str(json_length).encode("ascii")), *engine.headers]
-    return Answer(answer, headers, b"application/octet-stream")
+        if request.ranks:
+            loop = asyncio.get_running_loop()
+            answer, json_length = await loop.run_in_executor(
+                hub.pool, build_response, engine.name, engine.version, request, outputs
+            )
+        else:
+            answer, json_length = build_response(engine.name, engine.version, request, outputs)
+        accepted = find_header(scope["headers"], b"accept-encoding") if hub.settings.compress_answers else None
+        coding = choose_coding(accepted, len(answer))
+        packed = None if coding is None else await encode(answer, coding, hub.pool)
+    headers = engine.headers
+    if json_length is not None:
+        headers = [(_HEADER_LENGTH, str(json_length).encode("ascii")), *headers]
+    if coding is not None and packed is not None:
+        headers = [(b"content-encoding", coding.name.encode("ascii")), *headers]
+        answer = packed
+    return Answer(answer, headers, b"application/json" if json_length is None else b"application/octet-stream")

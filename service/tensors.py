@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -77,6 +78,12 @@ def read_blob(blob: memoryview, port: Port, shape: tuple[int, ...]) -> Array:
         raise BadRequest(f"input {port.name!r} is BOOL and has a byte above 1; expected 0 or 1 in each")
     found = np.frombuffer(blob, port.dtype).reshape(shape)
     return found if found.flags.aligned else found.copy()
+
+
+def pack_texts(texts: Sequence[str]) -> bytes:
+    """A blob of BYTES elements: each its length in four bytes, little-endian, and its UTF-8."""
+    encoded = [text.encode() for text in texts]
+    return b"".join([part for element in encoded for part in (struct.pack("<I", len(element)), element)])
 
 
 def read_numbers(data: object, port: Port, shape: tuple[int, ...]) -> Array:

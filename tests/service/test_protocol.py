@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from bnfold.datatypes import WIRE
 from service.errors import BadRequest, Fault, TooLarge, Unsupported
-from service.protocol import InferRequest, Limits, Signature, build_response, parse_header_length, parse_request
+from service.protocol import InferRequest, Limits, Signature
+from service.rest import build_response, parse_header_length, parse_request
 from service.tensors import Port
 
 LIMITS = Limits(rows=8, json_bytes=10_000)
@@ -183,7 +184,6 @@ def test_counts_rows_before_anything_runs():
     [
         {**document(), "parameters": {"sequence_id": 1}},
         _input(data=..., parameters={"shared_memory_region": "r", "shared_memory_byte_size": 16}),
-        {**document(), "outputs": [{"name": "sum", "parameters": {"classification": 3}}]},
         {**document(), "outputs": [{"name": "sum", "parameters": {"shared_memory_region": "r"}}]},
     ],
 )
