@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+
+if sys.argv[1:2] == ["serve"]:  # the imports take a while, and nothing is accepted yet
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 from bnfold.cli import main
 

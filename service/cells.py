@@ -22,6 +22,8 @@ from typing import TypeAlias
 
 Cells: TypeAlias = "memoryview[float]"
 
+RESTARTS = "restarts"  # the block of the supervisor: after the first cell, how often each worker was started again
+
 _logger = logging.getLogger(__name__)
 _WIDTH = 8
 _KEPT = 0

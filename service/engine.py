@@ -17,7 +17,8 @@ from bnfold.errors import BundleError
 from bnfold.runtime import open_session, run
 from service.answers import Headers
 from service.errors import ModelFault
-from service.metrics import Meter, Metrics
+from service.meter import Meter
+from service.metrics import Metrics
 from service.protocol import Signature
 from service.tensors import Array, Port
 

@@ -19,14 +19,14 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import bnfold
-from service.cells import Cells, Shelf
+from service.cells import RESTARTS, Cells, Shelf
 from service.exposition import Exposition
 from service.meter import Meter, Totals, read_totals
+from service.peers import Crew
 
 CONTENT_TYPE = CONTENT_TYPE_LATEST.encode("ascii")
 
 OUTCOMES = ("success", "failure", "rollback")
-RESTARTS = "restarts"  # the block in which the parent counts, one cell a worker
 _LONGEST_REASON = 300
 _LOADS, _METER = "loads=", "meter="
 
@@ -179,6 +179,13 @@ class Metrics:
 
     def _named(self, kind: str) -> list[str]:
         return [name.removeprefix(kind) for name in self._shelf.names() if name.startswith(kind)]
+
+
+def open_metrics(crew: Crew | None, largest_batch: int) -> Metrics:
+    """The metrics of a process on its own, or of one of several workers."""
+    if crew is None:
+        return Metrics(largest_batch=largest_batch)
+    return Metrics(crew.counts, worker=crew.worker, workers=crew.workers, largest_batch=largest_batch)
 
 
 class _Collector(Collector):

@@ -14,19 +14,21 @@ import logging
 import math
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
-from bnfold.errors import BnfoldError
 from service.app import create_app
 from service.lifecycle import Lifecycle
+from service.listener import bind_socket, no_address, write_url
+from service.logs import say_where, set_up_logs
+from service.peers import Crew
 from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
@@ -34,20 +36,54 @@ _logger = logging.getLogger(__name__)
 _LAST_ARRIVALS = 0.1  # seconds for requests that were on the wire when the socket closed
 
 
+@dataclass(eq=False)
+class Shift:
+    """One run of the server in this process. announce: called once, with the URL, when it accepts requests.
+
+    crew: its place among several workers, None for a process on its own.
+    """
+
+    settings: Settings
+    announce: Callable[[str], None] | None = None
+    crew: Crew | None = None
+    server: Server | None = None
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop."""
+        return self.server is not None and self.server.draining
+
+
 def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) -> None:
     """Serve until SIGTERM or SIGINT; returns when everything accepted is answered.
 
     announce: called once, with the URL, when the server accepts requests.
 
-    Raises BnfoldError when the address cannot be had, nothing is proven, or the device does not start.
+    Raises BnfoldError when the address cannot be had, nothing is proven, or the device does not start; with several
+    workers also when one of them keeps ending early.
     """
-    _log_to_stderr()
-    with _ending_on_sigterm(), contextlib.closing(bind_socket(settings.host, settings.port)) as listener:
-        server = Server(create_app(settings), settings, announce)
+    if settings.workers > 1:
+        from service.supervisor import supervise
+
+        supervise(settings, announce=announce)
+        return
+    set_up_logs(settings.log_format)
+    serve_shift(Shift(settings, announce))
+
+
+def serve_shift(shift: Shift) -> None:
+    """Serve in this process. Raises BnfoldError as `serve` does."""
+    settings = shift.settings
+    share = shift.crew is not None
+    with _ending_on_sigterm() as stop, bind_socket(settings.host, settings.port, share=share) as listener:
+        app = create_app(settings, shift.crew)
+        if stop.is_set():  # the signal came where its exception was lost
+            return
+        shift.server = Server(app, settings, shift.announce)
         try:
-            server.run(sockets=[listener])
+            shift.server.run(sockets=[listener])
         except OSError as problem:  # another process listened on the address in the meantime
-            raise _no_address(settings.host, settings.port, problem) from None
+            raise no_address(settings.host, settings.port, problem) from None
     _logger.info("stopped")
 
 
@@ -56,19 +92,24 @@ class _Stop(BaseException):
 
 
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Leave the block in peace on SIGTERM; uvicorn has its own handler in there while it runs."""
+def _ending_on_sigterm() -> Iterator[threading.Event]:
+    """Leave the block in peace on SIGTERM; uvicorn has its own handler in there while it runs.
+
+    Gives an event that tells of the signal too: an exception may be lost in a callback of somebody else's code.
+    """
+    stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield  # signals are somebody else's
+        yield stopped  # signals are somebody else's
         return
 
     def stop(*_: object) -> None:
+        stopped.set()
         raise _Stop
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
         with contextlib.suppress(_Stop):
-            yield
+            yield stopped
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -79,6 +120,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[str], None] | None = None) -> None:
         super().__init__(make_config(app, settings))
         self._lifecycle: Lifecycle = app.state.hub.lifecycle
+        app.state.hub.metrics.show_connections(lambda: len(self.server_state.connections))
         self._settings = settings
         self._announce = announce
         self._stop_at = math.inf
@@ -87,13 +129,16 @@ class Server(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         for listener in sockets or []:
-            host, port = listener.getsockname()[:2]
-            where = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-            if not self._settings.is_loopback:
-                _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
-            _logger.info("serving on %s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, where)
+            where = write_url(listener)
+            if self._settings.workers == 1:  # several are announced by their supervisor
+                say_where(self._settings, where)
             if self._announce is not None:
                 self._announce(where)
+
+    @property
+    def draining(self) -> bool:
+        """Whether it was told to stop."""
+        return self._lifecycle.draining
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second ends at once.
@@ -149,41 +194,3 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
         workers=1,
         timeout_graceful_shutdown=math.ceil(settings.drain_timeout),
     )
-
-
-def bind_socket(host: str, port: int) -> socket.socket:
-    """A bound socket that does not listen yet: until the models are proven, clients are refused, not kept waiting.
-
-    Raises BnfoldError when the address is taken, forbidden or unknown.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(
-            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, protocol)
-    except OSError as problem:
-        raise _no_address(host, port, problem) from None
-    try:
-        if sys.platform != "win32":  # there it would let two servers share the port
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as problem:
-        listener.close()
-        raise _no_address(host, port, problem) from None
-    return listener
-
-
-def _no_address(host: str, port: int, problem: OSError) -> BnfoldError:
-    return BnfoldError(
-        f"the server cannot listen on {host}:{port} ({problem.strerror or problem}); expected a free address of this "
-        "machine; stop what uses it, or give another --host or --port"
-    )
-
-
-def _log_to_stderr() -> None:
-    """Show the log where nobody has set up logging; uvicorn's own lines from warnings on."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("python_multipart").setLevel(
-        logging.ERROR
-    )  # it warns of every form that a stranger sends damaged

@@ -1,0 +1,57 @@
+"""The sockets that a server listens on."""
+
+from __future__ import annotations
+
+import socket
+import sys
+
+from bnfold.errors import BnfoldError
+
+
+def bind_socket(host: str, port: int, *, share: bool = False) -> socket.socket:
+    """A bound socket that does not listen yet: until the models are proven, clients are refused, not kept waiting.
+
+    share: other processes of this user may bind the same address, as workers do, and each gets its part of the
+    connections. Raises BnfoldError when the address is taken, forbidden or unknown.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as problem:
+        raise no_address(host, port, problem) from None
+    try:
+        if sys.platform != "win32":  # there it would let two servers share the port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if share:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(address)
+    except OSError as problem:
+        listener.close()
+        raise no_address(host, port, problem) from None
+    return listener
+
+
+def reserve_socket(host: str, port: int) -> socket.socket:
+    """A socket that holds an address for the workers, which bind it too; it never listens.
+
+    Raises BnfoldError when the address is taken, also by another server with workers.
+    """
+    with bind_socket(host, port) as alone:  # sharing would let it through beside a stranger that shares as well
+        port = int(alone.getsockname()[1])
+    return bind_socket(host, port, share=True)
+
+
+def write_url(listener: socket.socket, scheme: str = "http") -> str:
+    """Where a bound socket is reached."""
+    host, port = listener.getsockname()[:2]
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+
+
+def no_address(host: str, port: int, problem: OSError) -> BnfoldError:
+    """The error for an address that cannot be had."""
+    return BnfoldError(
+        f"the server cannot listen on {host}:{port} ({problem.strerror or problem}); expected a free address of this "
+        "machine; stop what uses it, or give another --host or --port"
+    )

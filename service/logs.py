@@ -1,0 +1,99 @@
+"""The log: lines for people, or one JSON object a line.
+
+A line never holds a key, a body or a query: what a request brought in is named by its path at most, and cut short.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from service.settings import LogFormat, Settings
+
+# What a record may carry beside its message, given as `extra`.
+FIELDS = ("request_id", "model", "version", "method", "path", "status", "duration_ms")
+
+_LONGEST = 20_000
+_logger = logging.getLogger(__name__)
+
+
+def set_up_logs(log_format: LogFormat, worker: int | None = None) -> None:
+    """Show the log on stderr where nobody has set up logging; uvicorn's own lines from warnings on.
+
+    worker: the number that each line carries, None for a process on its own.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines(worker) if log_format == "json" else TextLines(worker))
+    root = logging.getLogger()
+    if not root.handlers:
+        root.addHandler(handler)
+        root.setLevel(logging.INFO)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # It warns of every form that a stranger sends damaged.
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def say_where(settings: Settings, where: str) -> None:
+    """Say that the server accepts requests, and who can reach it."""
+    if not settings.is_loopback:
+        _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
+    several = "" if settings.workers == 1 else f" with {settings.workers} workers"
+    _logger.info("serving on %s%s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, several, where)
+
+
+class TextLines(logging.Formatter):
+    """For people: time, level, logger, message, and what else there is of a request."""
+
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._worker = "" if worker is None else f" worker {worker}"
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line; a traceback follows on lines of its own."""
+        extra = "".join(f" {name}={value}" for name, value in _extra(record))
+        line = f"{_time(record)}{self._worker} {record.levelname} {record.name}: {_message(record)}{extra}"
+        return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
+
+
+class JsonLines(logging.Formatter):
+    """For programs: one object a line."""
+
+    def __init__(self, worker: int | None) -> None:
+        super().__init__()
+        self._fixed: dict[str, Any] = {} if worker is None else {"worker": worker}
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, whatever the record holds."""
+        line = {
+            "time": _time(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _message(record),
+            **self._fixed,
+            **dict(_extra(record)),
+        }
+        if record.exc_info is not None:
+            line["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(line, default=str).decode("utf-8")
+
+
+def _time(record: logging.LogRecord) -> str:
+    """RFC 3339, UTC, milliseconds."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _message(record: logging.LogRecord) -> str:
+    """The message in one line of valid text: a stranger's line break must not begin a line of the log."""
+    text = record.getMessage()[:_LONGEST]
+    if not text.isprintable():
+        text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
+    return text
+
+
+def _extra(record: logging.LogRecord) -> list[tuple[str, Any]]:
+    found = vars(record)
+    return [(name, found[name]) for name in FIELDS if found.get(name) is not None]
