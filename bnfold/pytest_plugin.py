@@ -40,6 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture
 def parity(request: pytest.FixtureRequest) -> Callable[..., ParityProof]:
     """`bnfold.testing.assert_parity`, whose proofs go into the report of --bnfold-report."""
+    from bnfold.errors import BnfoldError
     from bnfold.testing.asserting import prove_parity
     from bnfold.testing.gathering import pack
     from bnfold.testing.proof import ParityFailure
@@ -48,7 +49,10 @@ def parity(request: pytest.FixtureRequest) -> Callable[..., ParityProof]:
 
     def check(model: Any, folded: Any, inputs: Any, **options: Any) -> ParityProof:
         __tracebackhide__ = True
-        proof = prove_parity(model, folded, inputs, **options)
+        try:
+            proof = prove_parity(model, folded, inputs, **options)
+        except BnfoldError as problem:  # a sentence about the arguments: how it came about need not be shown
+            raise problem.with_traceback(None)  # noqa: B904 (the same one)
         if wanted:
             proofs.append(pack(options.get("name") or request.node.nodeid, proof))
         if proof.holds is not True:

@@ -58,6 +58,8 @@ def load_samples(
     if not isinstance(data, str | Path):
         return checked(_pair(data, specs), specs, "data", classes)
     path = Path(data)
+    if not path.exists():
+        raise DataError(f"{path} is not there; expected an .npz file or a folder of images; correct the path")
     if path.is_dir():
         return checked(_folder(path, specs, preprocessing, labels), specs, str(path), classes)
     if path.suffix != ".npz":
@@ -105,7 +107,9 @@ def checked(samples: Samples, specs: Sequence[TensorSpec], what: str, classes: i
         fitted[spec.name] = _cast(array, spec, what)
     counts = {len(array) for array in fitted.values()} | (set() if samples.labels is None else {len(samples.labels)})
     if len(counts) != 1:
-        raise DataError(f"{what}: inputs and labels have {sorted(counts)} samples, expected the same number of each")
+        rows = [f"{len(array)} samples of '{name}'" for name, array in fitted.items()]
+        rows += [] if samples.labels is None else [f"{len(samples.labels)} labels"]
+        raise DataError(f"{what} has {' and '.join(rows)}, expected the same number of each")
     for label in () if samples.labels is None else np.unique(samples.labels).tolist():
         if label < 0 or (classes is not None and label >= classes):
             most = "" if classes is None else f" to {classes - 1}"
@@ -161,7 +165,10 @@ def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
     except DataError:
         raise
     except Exception as problem:  # zipfile and numpy raise nearly any type on hostile bytes
-        raise DataError(f"{path} cannot be read as .npz without pickled objects: {problem}") from None
+        raise DataError(
+            f"{path} is no .npz file that can be read ({problem}); expected one as numpy.savez writes it, of numbers "
+            "and without pickled objects; write it again"
+        ) from None
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise DataError(f"{path}: '{name}' is no array; expected arrays as numpy.savez writes them")
@@ -190,7 +197,9 @@ def _folder(
 ) -> Samples:
     if preprocessing is None or len(specs) != 1:
         raise DataError(
-            f"{path} is a folder of images; expected preprocessing and a network with one input; give --preprocessing"
+            f"{path} is a folder of images, and nothing says how an image becomes the input of this network; expected "
+            "preprocessing (a bundle's, a checkpoint's, or fold-and-export --preprocessing) and one input; "
+            "give an .npz file"
         )
     files = sorted(item for item in path.rglob("*") if item.suffix.lower() in IMAGES and item.is_file())
     if not files:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 
 from bnfold.cli import main
@@ -59,6 +61,28 @@ def test_file_that_is_not_there_gives_one_sentence(name: str, capsys, tmp_path: 
         assert (code, out) == (2, "")
         assert len(err.splitlines()) == 1
         assert "is not there" in err
+
+
+def test_folded_network_of_nan_does_not_make_the_original_one_nan(capsys, tmp_path: Path):
+    model = onnx.load(AUDITED / "dense.onnxslim.onnx")
+    tensor = next(each for each in model.graph.initializer if len(each.dims) == 1)
+    array = onnx.numpy_helper.to_array(tensor).copy()
+    array[0] = np.nan
+    tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, tmp_path / "nan.onnx")
+    code, out, _ = call(capsys, "audit", tmp_path / "nan.onnx", "--against", AUDITED / "dense.onnx")
+    text = " ".join(out.split())
+    assert code == 1
+    assert "is not measured" in text
+    assert "values are NaN or infinite in one model and not so in the other" in text
+    assert "ORIGINAL nan" not in text
+
+
+def test_folder_of_images_is_refused_with_what_can_be_done(capsys, tmp_path: Path):
+    files = ("--data", tmp_path, "--against", AUDITED / "dense.onnx")
+    code, out, err = call(capsys, "audit", AUDITED / "dense.onnxslim.onnx", *files)
+    assert (code, out) == (2, "")
+    assert "give an .npz file" in err
 
 
 def test_swapped_files_give_one_sentence(capsys):

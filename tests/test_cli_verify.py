@@ -34,7 +34,53 @@ def test_tiers_are_named_with_commas_or_one_by_one(capsys: pytest.CaptureFixture
 
 def test_a_run_of_some_tiers_does_not_say_that_parity_holds(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "verify", BUNDLE, "--tier", "T1")
-    assert out.splitlines()[-1] == "T1 hold; T0, T2, T3, T3b not run, so parity is not proven by this run"
+    assert out.splitlines()[-1] == "T1 holds; T0, T2, T3, T3b not run, so parity is not proven by this run"
+
+
+def test_tiers_may_be_spelt_in_small_letters(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "verify", BUNDLE, "--tier", "t1, T3B", "--json")
+    assert code == 0
+    assert [tier["tier"] for tier in json.loads(out)["tiers"]] == ["T1", "T3b"]
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("T9", "tier 'T9' is not known"), ("", "no tier was named"), (",", "no tier")]
+)
+def test_no_tier_or_one_that_is_unknown_ends_in_the_list_of_them(
+    text: str, found: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "verify", BUNDLE, "--tier", text)
+    assert (code, out) == (2, "")
+    assert found in err
+    assert "T0, T1, T2, T3, T3h, T3b, T4, T5, T6" in err
+
+
+@pytest.mark.parametrize(
+    "words", [("--tier", "T1,T4", "--url", "http://127.0.0.1:1"), ("--tier", "T1", "--data", "there/is/none.npz")]
+)
+def test_what_no_chosen_tier_would_look_at_is_refused(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = call(capsys, "verify", BUNDLE, *words)
+    assert (code, out) == (2, "")
+    assert f"leave {words[2].strip('-')} out" in err
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--tier", "T1"),
+        ("--html", "p.html"),
+        ("--junit", "p.xml"),
+        ("--data", "d.npz"),
+        ("--url", "u"),
+        ("--seconds", "9"),
+    ],
+)
+def test_the_self_test_refuses_what_it_would_not_do(words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "verify", "--self-test", *words)
+    assert (code, out) == (2, "")
+    assert f"--self-test was given {words[0]}, which it does not know" in err
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "soon"])
@@ -50,7 +96,9 @@ def test_a_spent_budget_still_looks_at_every_site(capsys: pytest.CaptureFixture[
     for words in ((), ("--seconds", "0.001")):
         code, out, _ = call(capsys, "verify", BUNDLE, "--tier", "T2", "--json", *words)
         assert code == 0
-        summaries.append(json.loads(out)["tiers"][0]["summary"])
+        document = json.loads(out)
+        summaries.append(document["tiers"][0]["summary"])
+        assert ["a budget of 0.001 s" in note for note in document["notes"]] == [True] * bool(words)
     full, short = summaries
     assert short["sites"] == full["sites"] == 3
     assert 0 < short["rows"] < full["rows"]
@@ -82,10 +130,37 @@ def test_a_report_under_a_strange_name_is_refused_before_anything_runs(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("place", ["no/such/folder/report", "folder"])
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*_: object, **__: object) -> None:
+        raise AssertionError("the tiers ran first")
+
+    monkeypatch.setattr("bnfold.parity.verification.examine", run)
+    for flag, ending in (("--html", ".html"), ("--junit", ".xml")):
+        (tmp_path / f"folder{ending}").mkdir()
+        code, out, err = call(capsys, "verify", BUNDLE, flag, tmp_path / f"{place}{ending}")
+        assert (code, out) == (2, "")
+        assert "cannot be written (No such file or directory)" in err or "is a folder; expected the name" in err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.html", "folder.xml"]
+
+
 def test_a_bundle_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = call(capsys, "verify")
     assert code == 2
     assert "verify was given no bundle" in err
+
+
+def test_a_model_cut_off_is_named_as_a_changed_file_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = shutil.copytree(BUNDLE, tmp_path / "digits-cnn" / "1")
+    model = folder / "model.onnx"
+    model.write_bytes(model.read_bytes()[:40_000])
+    code, out, err = call(capsys, "verify", folder)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"bnfold: {model} has sha256 ")
+    assert "take the bundle anew from where it was built" in err
+    assert "as it stands it cannot be read" in err
 
 
 def test_a_server_that_is_not_there_leaves_it_open(capsys: pytest.CaptureFixture[str]) -> None:

@@ -45,7 +45,10 @@ def test_refuses_pickled_arrays(tmp_path: Path) -> None:
     [
         ({"image": np.ones((3, 1, 4, 5))}, r"expected \[N, 1, 4, 4\]"),
         ({"other": np.ones((3, 1, 4, 4))}, "one called 'image'"),
-        ({"image": np.ones((3, 1, 4, 4)), "labels": np.array([1, 2])}, "same number"),
+        (
+            {"image": np.ones((3, 1, 4, 4)), "labels": np.array([1, 2])},
+            "3 samples of 'image' and 2 labels, .* same number",
+        ),
         ({"image": np.ones((3, 1, 4, 4)), "labels": np.array([0.5, 1, 2])}, "expected integers"),
         ({"image": np.ones((0, 1, 4, 4))}, "have shape"),
     ],
@@ -58,8 +61,14 @@ def test_says_what_does_not_fit(tmp_path: Path, arrays: dict[str, np.ndarray], m
 
 def test_refuses_a_text_file_called_npz(tmp_path: Path) -> None:
     (tmp_path / "d.npz").write_text("no archive")
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"no \.npz file that can be read .*; write it again"):
         load_samples(tmp_path / "d.npz", [SPEC])
+
+
+def test_says_that_a_file_or_folder_is_not_there(tmp_path: Path) -> None:
+    for name in ("d.npz", "images"):
+        with pytest.raises(DataError, match=f"{name} is not there; expected an .npz file or a folder of images"):
+            load_samples(tmp_path / name, [SPEC])
 
 
 @pytest.mark.parametrize(

@@ -183,6 +183,7 @@ def test_module_in_training_mode_is_refused_with_one_sentence():
     [
         ({"model": 3}, TypeError, "model is a int; expected a torch.nn.Module"),
         ({"model": "weights.bin"}, DataError, "weights.bin"),
+        ({"folded": "gone.onnx"}, DataError, "folded is the path gone.onnx, where nothing is; expected an .onnx file"),
         ({"inputs": "x"}, TypeError, "inputs hold a str"),
         ({"inputs": []}, DataError, "empty list"),
         ({"inputs": torch.full((2, 3, 8, 8), torch.nan)}, DataError, "NaN"),
@@ -201,6 +202,8 @@ def test_arguments_that_do_not_fit_are_told_in_one_sentence(change, kind, match)
         assert_parity(given.pop("model"), given.pop("folded"), given.pop("inputs"), **given)
     assert not isinstance(problem.value, ParityFailure)
     assert "\n" not in str(problem.value)
+    if kind is DataError:  # and in the trace back, no line of the suite's own behind the call
+        assert [entry.path.name for entry in problem.traceback[1:]] in ([], ["asserting.py"])
 
 
 def test_module_loads_neither_torch_nor_onnxruntime_nor_pytest():

@@ -64,6 +64,20 @@ def test_fixture_passes_right_folds_and_shows_what_is_wrong_with_others(runs):
     assert "tensor(" not in text
 
 
+def test_argument_that_does_not_fit_shows_the_test_and_one_sentence(runs):
+    result = runs("""
+        from testing_networks import fused, images, network
+
+        def test_misspelt(parity):
+            parity(network(), fused(network()), images(), tiers=("T9",))
+    """)
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*parity(network()*", "E*tiers holds 'T9', expected*"])
+    text = result.stdout.str()
+    assert "asserting.py" not in text
+    assert "def prove_parity" not in text
+
+
 @pytest.mark.parametrize("ending", ["html", "json", "xml"])
 def test_report_holds_every_proof_of_the_session(runs, pytester, ending: str):
     result = runs(TESTS + WRONG, f"--bnfold-report=reports/parity.{ending}")

@@ -109,7 +109,8 @@ def inspect_bundle(path: Path | str) -> tuple[Bundle, tuple[str, ...]]:
         bundle.parity()
     except BundleError as fault:
         if problems:
-            raise BundleError(f"{fault} (and {problems[0]})") from fault
+            more = f" (and {len(problems) - 1} more changed files)" if len(problems) > 1 else ""
+            raise BundleError(f"{problems[0]}{more}; as it stands it cannot be read: {fault}") from fault
         raise
     return bundle, problems
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,22 +77,23 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace, console: Console) -> int:
     """Print the verdict of every tier; the exit code is the report's."""
     if options.self_test:
+        _refuse_beside_self_test(options)
         return _self_test(options, console)
     if options.bundle is None:
         raise ParityError("verify was given no bundle; expected a version folder, as in `bnfold verify models/x/1`")
     from bnfold.bundle import inspect_bundle
     from bnfold.commands.versions import find_version
-    from bnfold.pages.page import JUNIT, check_ending, write_page
+    from bnfold.pages.page import JUNIT, check_place, write_page
     from bnfold.pages.parity import parity_page
     from bnfold.parity import verify
     from bnfold.parity.junit import to_junit
 
     if options.html is not None:
-        check_ending(options.html)
+        check_place(options.html)
     if options.junit is not None:
-        check_ending(options.junit, JUNIT)
-    folder = find_version(options.bundle)
+        check_place(options.junit, JUNIT)
     tiers = None if options.tier is None else [name for text in options.tier for name in names(text)]
+    folder = find_version(options.bundle)
     report = verify(
         folder,
         tiers=tiers,
@@ -109,6 +111,18 @@ def run(options: argparse.Namespace, console: Console) -> int:
         write_page(to_junit(report), options.junit, JUNIT)
     console.result(document, report.to_table())
     return report.exit_code
+
+
+def _refuse_beside_self_test(options: argparse.Namespace) -> None:
+    """An option that --self-test knows nothing of would be left undone without a word."""
+    given = [f"--{name}" for name in ("tier", "data", "url", "html", "junit") if getattr(options, name) is not None]
+    if math.isfinite(options.seconds):
+        given.append("--seconds")
+    if given:
+        raise ParityError(
+            f"--self-test was given {', '.join(given)}, which it does not know; leave that out, "
+            "or run T6 on a bundle, which goes into every report: `bnfold verify BUNDLE --tier T6`"
+        )
 
 
 def _self_test(options: argparse.Namespace, console: Console) -> int:

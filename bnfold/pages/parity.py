@@ -120,7 +120,8 @@ def _verdict(document: Mapping[str, Any], tiers: Sequence[_Tier]) -> Iterator[st
     claimed = document.get("holds")
     partial = [name for name in PROOF if name not in {tier.tier for tier in tiers}]
     if state == "holds" and partial and claimed is True:
-        why = f"{', '.join(tier.tier for tier in tiers)} hold; {', '.join(partial)} not run."
+        holds = "holds" if len(tiers) == 1 else "hold"
+        why = f"{', '.join(tier.tier for tier in tiers)} {holds}; {', '.join(partial)} not run."
         says = f"<b>? Parity is not proven by this run:</b> {escaped(why)}"
         yield f'<div class="verdict cannot-tell" role="status">{says}</div>'
         return

@@ -119,7 +119,8 @@ class ParityReport:
             if tier.assumptions:
                 text = f"{tier.tier} assumes: {'; '.join(tier.assumptions)}"
                 lines += ["", *textwrap.wrap(text, _WIDTH)]
-        lines += ["", *self.notes] if self.notes else []
+        for note in self.notes:
+            lines += ["", *textwrap.wrap(note, _WIDTH)]
         return "\n".join([*lines, "", self.verdict()])
 
     def verdict(self) -> str:
@@ -128,7 +129,8 @@ class ParityReport:
         match self.holds:
             case True if self.not_run:
                 run, left = ", ".join(tier.tier for tier in self.tiers), ", ".join(self.not_run)
-                return f"{run} hold; {left} not run, so parity is not proven by this run"
+                holds = "holds" if len(self.tiers) == 1 else "hold"
+                return f"{run} {holds}; {left} not run, so parity is not proven by this run"
             case True:
                 return "parity holds: the folded model computes what the unfolded one does"
             case False:

@@ -144,6 +144,14 @@ def worst_corner(corners: Sequence[Corner]) -> Corner:
     return max(corners, key=lambda found: math.inf if math.isnan(found.ratio) else found.ratio)
 
 
+def distances(found: Corner, times: str = "", *, names: tuple[str, str] = ("folded", "unfolded")) -> str:
+    """How far the two are from the truth, for a headline. times: the ratio as text, where it is not to be %.3g."""
+    if math.isnan(found.folded_rms):
+        return f"output '{found.output}' is not measured"
+    folded, unfolded = f"{names[0]} {found.folded_rms:.2g}", f"{names[1]} {found.unfolded_rms:.2g}"
+    return f"{folded}, {unfolded} ({times or format(found.ratio, '.3g')} times; at most {found.factor:g})"
+
+
 def corner(name: str, truth: Sequence[Array], unfolded: Sequence[Array], folded: Sequence[Array]) -> Corner:
     """Compare one output over all batches."""
     for true, left, right in zip(truth, unfolded, folded, strict=True):

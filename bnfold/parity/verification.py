@@ -22,6 +22,10 @@ from bnfold.samples import load_samples
 
 TIERS = tuple(CHECKS)
 DEFAULT = tuple(tier for tier in TIERS if tier != "T6")  # which puts the suite to the test, not the bundle
+BUDGET = (
+    "the run had a budget of {:g} s: in {}, every site, kind and place was looked at, with fewer inputs and steps of "
+    "search, maybe, than without a budget"
+)
 _SHOWN = 3  # findings that the message of a failed proof quotes
 
 
@@ -36,15 +40,20 @@ def verify(
 ) -> ParityReport:
     """Run the parity suite on a bundle.
 
-    tiers: names out of TIERS; all but T6 by default. data: samples to decide on instead of the golden vectors, an .npz
-    file, a folder of images, or a pair of arrays (inputs, labels or None). url: of a server that runs the bundle.
-    seconds: a budget of time; the tiers that sample stop early when it is spent, never before every tensor, site and
-    output was looked at once. progress: told what is being done.
+    tiers: names out of TIERS, large or small letters; all but T6 by default. data: samples to decide on instead of the
+    golden vectors, an .npz file, a folder of images, or a pair of arrays (inputs, labels or None). url: of a server
+    that runs the bundle. seconds: a budget of time; the tiers that sample stop early when it is spent, never before
+    every tensor, site and output was looked at once. progress: told what is being done.
 
     A changed file is a finding, and the rest is checked all the same. Raises BundleError for a bundle that cannot be
-    read, DataError for data that do not fit, ParityError for a tier that is not known.
+    read, DataError for data that do not fit, ParityError for a tier that is not known, and for data or a url that no
+    chosen tier asks for.
     """
     chosen = _chosen(tiers)
+    for what, given, users in (("url", url, ("T5",)), ("data", data, ("T4", "T5"))):
+        if given is not None and not set(users) & set(chosen):
+            asked = f"{what} was given, and the tiers {', '.join(chosen)}"
+            raise ParityError(f"{asked}; expected {' or '.join(users)} with it; add that tier, or leave {what} out")
     found, problems = inspect_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
     samples = None
     if data is not None:
@@ -91,6 +100,9 @@ def examine(
         begun = time.monotonic()
         found = _run(tier, evidence, request)
         results.append(found if version is None else replace(found, seconds=time.monotonic() - begun))
+    sampling = [tier for tier in ("T2", "T3h", "T5") if tier in tiers]
+    if sampling and math.isfinite(request.seconds):
+        notes.append(BUDGET.format(request.seconds, ", ".join(sampling)))
     number = bundle.manifest.version if version == -1 else version
     return ParityReport(bundle.manifest.name, number, tuple(results), dict(_environment(evidence)), tuple(notes))
 
@@ -108,10 +120,12 @@ def _run(tier: str, evidence: Evidence, request: Request) -> TierResult:
 def _chosen(tiers: Sequence[str] | None) -> Sequence[str]:
     if tiers is None:
         return DEFAULT
-    names = [tiers] if isinstance(tiers, str) else list(tiers)
-    for name in names:
-        if name not in TIERS:
-            raise ParityError(f"tier '{name}' is not known; choose out of {', '.join(TIERS)}")
+    spelt = {name.casefold(): name for name in TIERS}
+    given = [tiers] if isinstance(tiers, str) else list(tiers)
+    names = [spelt.get(name.casefold()) for name in given]
+    if not names or None in names:
+        found = f"tier '{given[names.index(None)]}' is not known" if names else "no tier was named"
+        raise ParityError(f"{found}; choose out of {', '.join(TIERS)}")
     return [name for name in TIERS if name in names]
 
 

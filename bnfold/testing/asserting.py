@@ -19,7 +19,7 @@ from bnfold.parity.audit.report import weights_tier
 from bnfold.parity.decisions import decide
 from bnfold.parity.local.checking import ASSUMPTIONS, check_local
 from bnfold.parity.report import ParityReport, Status, TierResult
-from bnfold.parity.triangle import Corner, asked_again, compare, worst_corner
+from bnfold.parity.triangle import Corner, asked_again, compare, distances, worst_corner
 from bnfold.parity.weights.certificate import certify, expect
 from bnfold.testing.batches import Array, Batch, batches_of, labels_of
 from bnfold.testing.networks import Network, OnnxNetwork, Outputs, network_of
@@ -49,9 +49,10 @@ def assert_parity(
     BnfoldError for arguments that do not fit.
     """
     __tracebackhide__ = True
-    proof = prove_parity(
-        model, folded, inputs, labels=labels, tiers=tiers, output_kind=output_kind, name=name
-    )  # fmt: skip
+    try:
+        proof = prove_parity(model, folded, inputs, labels=labels, tiers=tiers, output_kind=output_kind, name=name)
+    except BnfoldError as problem:  # a sentence about the arguments: pytest need not show how it came about
+        raise problem.with_traceback(None)  # noqa: B904 (the same one)
     if proof.holds is not True:
         raise ParityFailure(proof)
     return proof
@@ -266,10 +267,7 @@ def _triangle(trial: _Trial, _: Mapping[str, TierResult]) -> TierResult:
     findings = tuple(corner.sentence() for corner in corners if not corner.holds)
     failing = any(not corner.holds and not corner.doubt for corner in corners)
     status: Status = "holds" if not findings else "fails" if failing else "cannot tell"
-    headline = (
-        f"from the float64 truth on {trial.rows} inputs: folded {worst.folded_rms:.2g}, unfolded "
-        f"{worst.unfolded_rms:.2g} ({worst.ratio:.3g} times; at most {worst.factor:g})"
-    )
+    headline = f"from the float64 truth on {trial.rows} inputs: {distances(worst)}"
     details = tuple(
         {"output": one.output, "elements": one.elements, "unfolded_rms": one.unfolded_rms, "folded_rms": one.folded_rms,
          "unfolded_error": one.unfolded_error, "folded_error": one.folded_error, "ratio": one.ratio, "holds": one.holds}

@@ -58,6 +58,8 @@ def network_of(given: Any, what: str) -> Network:
         return TorchNetwork(given.module() if kind == "program" else given, what, is_program=kind == "program")
     if kind == "path" and Path(given).suffix != ".onnx":
         raise DataError(f"{what} is the path {given}, expected one of an .onnx file")
+    if kind == "path" and not Path(given).exists():
+        raise DataError(f"{what} is the path {given}, where nothing is; expected an .onnx file; correct the path")
     return OnnxNetwork(given, what)
 
 

@@ -14,7 +14,7 @@ from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.decisions import decide
 from bnfold.parity.report import Status, TierResult
-from bnfold.parity.triangle import Corner, compare, worst_corner
+from bnfold.parity.triangle import Corner, compare, distances, worst_corner
 from bnfold.probes import golden_inputs
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
@@ -113,10 +113,7 @@ def check_triangle(trial: Trial) -> TierResult:
     findings = tuple(corner.sentence() for corner in corners if not corner.holds)
     failing = any(not corner.holds and not corner.doubt for corner in corners)
     status: Status = "holds" if not findings else "fails" if failing else "cannot tell"
-    headline = (
-        f"from the float64 truth on {trial.what}: FOLDED {worst.folded_rms:.2g}, ORIGINAL {worst.unfolded_rms:.2g} "
-        f"({worst.ratio:.3g} times; at most {worst.factor:g})"
-    )
+    headline = f"from the float64 truth on {trial.what}: {distances(worst, names=('FOLDED', 'ORIGINAL'))}"
     rows = tuple(
         {
             "output": corner.output, "elements": corner.elements, "original_rms": corner.unfolded_rms,

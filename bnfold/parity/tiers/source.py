@@ -33,7 +33,8 @@ def check(evidence: Evidence, _: Request) -> TierResult:
         worst = max(worst, apart.folded_error)
     status: Status = "fails" if findings else "holds"
     count = len(evidence.bundle.manifest.source_tensors)
-    headline = f"{len(findings)} differences from the source" if findings else f"{count} source tensors as recorded"
+    differences = "1 difference" if len(findings) == 1 else f"{len(findings)} differences"
+    headline = f"{differences} from the source" if findings else f"{count} source tensors as recorded"
     headline += f"; stored truth {worst:.2g} from a float64 run"
     summary = {"source_tensors": count, "truth_difference": worst}
     return TierResult("T3b", "reference", status, headline, summary, tuple(findings))

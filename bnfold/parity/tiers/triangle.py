@@ -7,7 +7,7 @@ import dataclasses
 from bnfold.parity.evidence import Evidence
 from bnfold.parity.report import Status, TierResult
 from bnfold.parity.request import Request
-from bnfold.parity.triangle import worst_corner
+from bnfold.parity.triangle import distances, worst_corner
 
 
 def check(evidence: Evidence, _: Request) -> TierResult:
@@ -20,10 +20,7 @@ def check(evidence: Evidence, _: Request) -> TierResult:
     wrong = any(not found.holds and not found.doubt for found in every)
     status: Status = "fails" if wrong else "cannot tell" if any(found.doubt for found in every) else "holds"
     worst = worst_corner(corners)
-    headline = (
-        f"from the float64 truth: folded {worst.folded_rms:.2g}, unfolded {worst.unfolded_rms:.2g} "
-        f"({_times(worst.ratio)} times; at most {worst.factor:g})"
-    )
+    headline = f"from the float64 truth: {distances(worst, _times(worst.ratio))}"
     summary = {
         "unfolded_error": worst.unfolded_error, "folded_error": worst.folded_error, "unfolded_rms": worst.unfolded_rms,
         "folded_rms": worst.folded_rms, "ratio": worst.ratio, "factor": worst.factor,
