@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Literal
 
-from bnfold.errors import BnfoldError
+from service.setting import Setting, describe, setting
 
 Device = Literal["auto", "cpu", "cuda"]
+LogFormat = Literal["text", "json"]
 
-PREFIX = "BNFOLD_"
 _MIB = 2**20
+_DAY = 86400.0
+_POLICY = re.compile(r"latest|all|latest:[1-9][0-9]{0,5}|specific:[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})*", re.A)
 
 
-def _cores() -> int:
+def count_cores() -> int:
     """The cores that this process may use, which is fewer than the machine has under taskset or cpusets."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -26,52 +28,101 @@ def _cores() -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """How to serve. Each field can come from the environment as BNFOLD_<FIELD>; arguments win.
+    """How to serve. Raises BnfoldError for a value that a field does not take.
 
-    repository: folder of <name>/<version>/ bundles. threads: workers that call the runtime, 0 for one a core.
-    max_batch_rows: rows that the batcher puts together; a larger request runs alone. max_request_rows: rows of one
-    request. max_queue_rows: rows of one model that may wait. max_body_bytes: one request body, also decompressed;
-    max_json_bytes: the JSON in it; max_memory_bytes: all bodies together. Times in seconds: request_timeout from
-    queue to answer; header_timeout for the head of a request; body_timeout for its body, plus a second for every
-    64 KiB received; drain_delay between "not ready" and the end of accepting; drain_timeout for what was accepted.
-    Raises BnfoldError for a value outside its range.
+    service.configuration fills it from flags, BNFOLD_* variables and a TOML file; docs/settings.md lists the fields.
     """
 
-    repository: Path = Path("models")
-    host: str = "127.0.0.1"
-    port: int = 8000
-    device: Device = "auto"
-    threads: int = 0
-    max_batch_rows: int = 64
-    max_request_rows: int = 1024
-    max_queue_rows: int = 4096
-    max_body_bytes: int = 64 * _MIB
-    max_json_bytes: int = 16 * _MIB
-    max_memory_bytes: int = 512 * _MIB
-    request_timeout: float = 30.0
-    header_timeout: float = 10.0
-    body_timeout: float = 20.0
-    drain_delay: float = 0.5
-    drain_timeout: float = 30.0
+    repository: Path = setting(Path("models"), "folder of <name>/<version>/ bundles", group="Models", flag="REPOSITORY")
+    version_policy: str = setting(
+        "latest", "versions of each model to serve: latest, latest:N (the newest N), all, or specific:1,3"
+    )
+    poll_interval: float = setting(
+        0.0, "time between two looks for changes in the repository; 0 turns them off", low=0, high=_DAY, unit="s"
+    )
+    state_dir: Path | None = setting(
+        None, "folder for what outlives a restart: which models were loaded and unloaded by request"
+    )
+
+    host: str = setting("127.0.0.1", "address to listen on", group="Address")
+    port: int = setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
+    grpc_port: int | None = setting(
+        None, "port for gRPC, which is off without it; 0 takes a free one", low=0, high=65535
+    )
+
+    api_key_file: Path | None = setting(
+        None, "file of the keys that requests need, one a line; without it nobody is asked for one", group="Security"
+    )
+    admin_key_file: Path | None = setting(
+        None, "file of the keys that load and unload models, which is off without it; they may also infer"
+    )
+    insecure: bool = setting(False, "let other machines in without a key")
+    tls_cert: Path | None = setting(None, "certificate for TLS, a PEM file with its chain")
+    tls_key: Path | None = setting(None, "private key of the certificate, a PEM file without a password")
+
+    device: Device = setting(
+        "auto", "cuda means CUDA or an error; auto takes it where it starts", group="Engine and batches"
+    )
+    workers: int = setting(1, "processes that serve, each with the models in its own memory", low=1, high=256)
+    threads: int = setting(0, "threads of one process that call the runtime; 0 for one a core", low=0, high=1024)
+    max_batch_rows: int = setting(
+        64, "rows that are put together; a larger request runs alone, and its memory is given back", low=1, high=2**20
+    )
+    max_delay: float = setting(0.0, "time that a batch may wait for more rows", low=0, high=10, unit="s")
+    compress_answers: bool = setting(True, "compress answers of inference for clients that ask for it")
+
+    max_request_rows: int = setting(1024, "rows of one request", low=1, high=2**20, group="Limits")
+    max_queue_rows: int = setting(4096, "rows of one model that may wait", low=1, high=2**24)
+    max_body_bytes: int = setting(
+        64 * _MIB, "one request body, also once decompressed", low=1024, high=2**31, unit="bytes"
+    )
+    max_json_bytes: int = setting(16 * _MIB, "the JSON in a body", low=1024, high=2**31, unit="bytes")
+    max_memory_bytes: int = setting(
+        512 * _MIB, "all request bodies in flight together", low=1024, high=2**40, unit="bytes"
+    )
+
+    request_timeout: float = setting(
+        30.0, "time from the queue to the answer", low=0.001, high=_DAY, unit="s", group="Times"
+    )
+    header_timeout: float = setting(10.0, "time for the head of a request", low=0.01, high=3600, unit="s")
+    body_timeout: float = setting(
+        20.0, "time for its body, and a second more for every 64 KiB received", low=0.01, high=3600, unit="s"
+    )
+    drain_delay: float = setting(
+        0.5, 'time between "not ready" and the end of accepting when the server stops', low=0, high=3600, unit="s"
+    )
+    drain_timeout: float = setting(30.0, "time to finish what was accepted", low=0, high=3600, unit="s")
+
+    log_format: LogFormat = setting("text", "lines for people, or one JSON object a line", group="Observability")
+    access_log: bool = setting(False, "log every request")
+    otlp_endpoint: str = setting("", "where OpenTelemetry traces go, as in http://127.0.0.1:4318; empty: nowhere")
 
     def __post_init__(self) -> None:
-        for name, (lowest, highest) in _RANGES.items():
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not lowest <= value <= highest:
-                raise _bad(name, value, f"a number from {lowest:g} to {highest:g}")
-        if self.device not in get_args(Device):
-            raise _bad("device", self.device, "auto, cpu or cuda")
-        if not self.host or not self.host.isprintable():
-            raise _bad("host", self.host, "a host name or an address")
-        if self.max_queue_rows < self.max_request_rows:
-            raise _bad("max_queue_rows", self.max_queue_rows, f"at least max_request_rows ({self.max_request_rows})")
-        if self.max_memory_bytes < self.max_body_bytes:
-            raise _bad("max_memory_bytes", self.max_memory_bytes, f"at least max_body_bytes ({self.max_body_bytes})")
+        for name, described in DESCRIBED.items():
+            described.check(getattr(self, name))
+        if not self.host:
+            raise DESCRIBED["host"].refuse(self.host, "a host name or an address")
+        if not _POLICY.fullmatch(self.version_policy):
+            raise DESCRIBED["version_policy"].refuse(
+                self.version_policy, "latest, latest:N, all, or specific: and version numbers with commas"
+            )
+        if (self.tls_cert is None) != (self.tls_key is None):
+            missing = DESCRIBED["tls_cert" if self.tls_cert is None else "tls_key"]
+            raise missing.refuse("", f"a PEM file, because its other half is given ({missing.flag})")
+        self._check_at_least("max_queue_rows", "max_request_rows")
+        self._check_at_least("max_memory_bytes", "max_body_bytes")
+
+    def _check_at_least(self, larger: str, smaller: str) -> None:
+        least = getattr(self, smaller)
+        if getattr(self, larger) < least:
+            raise DESCRIBED[larger].refuse(
+                getattr(self, larger), f"at least {smaller} ({DESCRIBED[smaller].write(least)})"
+            )
 
     @property
-    def workers(self) -> int:
-        """Worker threads in front of the runtime."""
-        return self.threads or _cores()
+    def thread_count(self) -> int:
+        """Threads in front of the runtime."""
+        return self.threads or count_cores()
 
     @property
     def is_loopback(self) -> bool:
@@ -81,53 +132,5 @@ class Settings:
         except ValueError:
             return self.host == "localhost"
 
-    @classmethod
-    def load(cls, environment: Mapping[str, str] | None = None, **arguments: Any) -> Settings:
-        """Settings from BNFOLD_* variables and from arguments, which win; an argument of None is not given.
 
-        Raises BnfoldError for a variable that is no number, a value outside its range, an unknown argument.
-        """
-        found: dict[str, Any] = {}
-        known = {field.name: type(field.default) for field in fields(cls)}
-        for name, text in (os.environ if environment is None else environment).items():
-            field = name.removeprefix(PREFIX).lower()
-            if name.startswith(PREFIX) and field in known:
-                found[field] = _parse(known[field], field, text)
-        for name, value in arguments.items():
-            if name not in known:
-                raise BnfoldError(f"the server has no setting {name!r}; expected one of {', '.join(known)}")
-            if value is not None:
-                found[name] = Path(value) if name == "repository" else value
-        return cls(**found)
-
-
-_RANGES: dict[str, tuple[float, float]] = {
-    "port": (0, 65535),
-    "threads": (0, 1024),
-    "max_batch_rows": (1, 2**20),
-    "max_request_rows": (1, 2**20),
-    "max_queue_rows": (1, 2**24),
-    "max_body_bytes": (1024, 2**31),
-    "max_json_bytes": (1024, 2**31),
-    "max_memory_bytes": (1024, 2**40),
-    "request_timeout": (0.001, 86400),
-    "header_timeout": (0.01, 3600),
-    "body_timeout": (0.01, 3600),
-    "drain_delay": (0, 3600),
-    "drain_timeout": (0, 3600),
-}
-
-
-def _parse(kind: type, name: str, text: str) -> Any:
-    if kind in (int, float):
-        try:
-            return cast(Any, kind)(text)
-        except ValueError:
-            raise _bad(name, text, "a whole number" if kind is int else "a number") from None
-    return Path(text) if issubclass(kind, Path) else text
-
-
-def _bad(name: str, value: object, expected: str) -> BnfoldError:
-    return BnfoldError(
-        f"the server setting {name} (or {PREFIX}{name.upper()}) is {value!r:.80}; expected {expected}; correct it"
-    )
+DESCRIBED: dict[str, Setting] = describe(Settings)
