@@ -13,6 +13,7 @@ from service.errors import (
     BadRequest,
     Busy,
     Fault,
+    LoadFailed,
     ModelFault,
     SlowClient,
     TooLarge,
@@ -27,6 +28,7 @@ RETRY_AFTER = b"1"  # seconds; a full queue is empty again in less
 
 _STATUS: dict[type[Fault], int] = {
     BadRequest: 400,
+    LoadFailed: 400,
     UnknownModel: 404,
     UnknownPath: 404,
     BadMethod: 405,

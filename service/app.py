@@ -21,12 +21,17 @@ from service.errors import Fault
 from service.front import Front
 from service.hub import Hub
 from service.lifecycle import Lifecycle
-from service.metrics import Metrics
+from service.metrics import open_metrics
 from service.openapi import describe_app
+from service.peers import Crew, Peers, describe_worker
 from service.protocol import Limits
 from service.repository import load_repository
+from service.repository.keeper import Keeper
+from service.repository.proving import Workshop
+from service.repository.shown import Shown
 from service.routes import build_router
 from service.settings import Settings
+from service.state import DesiredState
 
 _logger = logging.getLogger(__name__)
 
@@ -38,12 +43,12 @@ _DESCRIPTION = (
 )
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Load the repository and build the app; `app.state.hub` has its parts.
+def create_app(settings: Settings, crew: Crew | None = None) -> FastAPI:
+    """Load the repository and build the app; `app.state.hub` has its parts. crew: its place among several workers.
 
     Raises BnfoldError when there is nothing to serve, nothing is proven, or the device does not start.
     """
-    hub = build_hub(settings)
+    hub = build_hub(settings, crew)
     app: FastAPI = FastAPIOffline(
         title="bnfold",
         version=bnfold.__version__,
@@ -62,34 +67,40 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-def build_hub(settings: Settings) -> Hub:
+def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
     """The parts of one server. Raises BnfoldError as `create_app` does."""
-    metrics = Metrics()
-    repository = load_repository(settings, metrics)
+    metrics = open_metrics(crew, settings.max_request_rows)
+    desired, lifecycle = DesiredState(settings.state_dir), Lifecycle()
+    repository = load_repository(settings, metrics, desired)
     batcher = Batcher(
-        workers=settings.workers, max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows
+        workers=settings.thread_count, max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows
     )
-    for engine in repository.engines:
-        metrics.show_pending(engine.name, engine.version, partial(batcher.waiting_rows, engine))
+    shop = Workshop(settings, repository.device, metrics)
     return Hub(
         settings=settings,
         limits=Limits(rows=settings.max_request_rows, json_bytes=settings.max_json_bytes),
         repository=repository,
         batcher=batcher,
         budget=Budget(settings.max_memory_bytes),
-        pool=ThreadPoolExecutor(min(settings.workers, _MOST_DECODERS), thread_name_prefix="bnfold-decode"),
+        pool=ThreadPoolExecutor(min(settings.thread_count, _MOST_DECODERS), thread_name_prefix="bnfold-decode"),
         metrics=metrics,
-        lifecycle=Lifecycle(),
+        lifecycle=lifecycle,
+        peers=Peers(crew, partial(describe_worker, crew, repository, metrics, lifecycle)),
+        keeper=Keeper(repository, shop, desired, Shown(metrics, batcher), lifecycle),
     )
 
 
 @asynccontextmanager
 async def _lifespan(hub: Hub, _: FastAPI) -> AsyncGenerator[None, None]:
+    await hub.peers.start()
     hub.batcher.start()
+    hub.keeper.start()
     try:
         yield
     finally:
         hub.lifecycle.close()
+        await hub.peers.stop()
+        await hub.keeper.stop()
         await hub.batcher.stop()
         hub.pool.shutdown(wait=False, cancel_futures=True)
 

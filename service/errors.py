@@ -2,6 +2,7 @@
 
     Fault                  anything that ends a request without an answer from the model
     ├── BadRequest         malformed, misshapen, mistyped, unknown tensor, too many rows
+    ├── LoadFailed         a version that was to be loaded is not proven
     ├── TooLarge           a body, or what it decompresses to, above its cap
     ├── UnknownModel       no such model or version here
     ├── UnknownPath        nothing at this address
@@ -11,7 +12,8 @@
     ├── SlowClient         a body that did not arrive in time
     ├── Busy               the queue is full, or the server is stopping: try again
     │   ├── NotReady       the model is here, but no version of it is proven
-    │   └── Expired        no answer within the deadline
+    │   ├── Expired        no answer within the deadline
+    │   └── Unsaved        what was asked of the repository cannot be written down
     └── ModelFault         the runtime failed on an input that was well formed
 
 Each message is one sentence for whoever sent the request. `reason` is a short word for the metrics.
@@ -30,6 +32,12 @@ class BadRequest(Fault):
     """Malformed, misshapen, mistyped, unknown tensor, too many rows."""
 
     reason = "bad_request"
+
+
+class LoadFailed(Fault):
+    """A version that was to be loaded is not proven."""
+
+    reason = "load_failed"
 
 
 class TooLarge(Fault):
@@ -94,6 +102,12 @@ class Expired(Busy):
     """No answer within the deadline."""
 
     reason = "expired"
+
+
+class Unsaved(Busy):
+    """What was asked of the repository cannot be written down, so nothing was changed."""
+
+    reason = "unsaved"
 
 
 class ModelFault(Fault):

@@ -16,15 +16,17 @@ from service.engine import Engine
 from service.errors import Busy, Disconnected, Fault
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
+from service.peers import Peers
 from service.protocol import Limits
 from service.repository import Repository
+from service.repository.keeper import Keeper
 from service.settings import Settings
 from service.tensors import Array
 
 
 @dataclass(frozen=True, eq=False)
 class Hub:
-    """One server's parts. pool: threads for pictures and compressed bodies."""
+    """One server's parts. pool: threads for pictures and compressed bodies. keeper: changes the repository."""
 
     settings: Settings
     limits: Limits
@@ -34,6 +36,8 @@ class Hub:
     pool: Executor
     metrics: Metrics
     lifecycle: Lifecycle
+    peers: Peers
+    keeper: Keeper
 
     def check_open(self) -> None:
         """Raise Busy once the server takes no further request."""

@@ -90,6 +90,34 @@ PARITY: Responses = {
     ),
     404: ERRORS[404],
 }
+INDEX: Responses = {
+    200: {
+        "description": "The versions",
+        "content": {
+            "application/json": {
+                "schema": {"type": "array", "items": {"type": "object"}},
+                "example": [
+                    {"name": "digits-cnn", "version": "1", "state": "READY", "reason": ""},
+                    {
+                        "name": "digits-cnn",
+                        "version": "2",
+                        "state": "UNAVAILABLE",
+                        "reason": "2/model.onnx has sha256 …",
+                    },
+                ],
+            }
+        },
+    },
+    400: _error("What is no JSON object", "'ready' is 1; expected true or false"),
+}
+LOAD: Responses = {
+    200: _example("Done", {}),
+    400: _error(
+        "A version that was to be loaded is not proven", "model digits-cnn/2 was refused: …; version 1 is served"
+    ),
+    **ERRORS,
+    501: _error("No admin key is set, or something that is not proven", "loading and unloading is off here; …"),
+}
 PREDICT: Responses = {
     200: {
         **_example(
@@ -136,6 +164,16 @@ PREDICT_BODY: dict[str, Any] = {
         },
     }
 }
+
+
+def _optional(example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {"requestBody": {"required": False, "content": content}}
+
+
+INDEX_BODY = _optional({"ready": True})
+LOAD_BODY = _optional({"parameters": {"version_policy": "latest"}})
+UNLOAD_BODY = _optional({"parameters": {"unload_dependents": False}})
 
 _INFER: dict[str, Any] = {
     "summary": "Inference, JSON or binary",

@@ -8,18 +8,18 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, Query, Request, Response
 
-import bnfold
+from service.admin import add_admin
 from service.body import read_body
 from service.engine import Engine
 from service.errors import BadRequest, Expired
+from service.extensions import add_extensions
 from service.hub import Hub
+from service.metadata import describe_model, describe_server
 from service.metrics import CONTENT_TYPE
 from service.openapi import LIVE, METADATA, METRICS, MODEL_READY, PARITY, PREDICT, PREDICT_BODY, READY, SERVER
+from service.peers import describe_crew
 from service.predict import DEFAULT_TOP, describe, read_inputs
-from service.tensors import Port
 
-EXTENSIONS = ("binary_tensor_data",)
-_PLATFORM = "onnxruntime_onnx"
 _STOPPING = "the server is stopping"
 _PROTOCOL: dict[str, Any] = {"tags": ["Open Inference Protocol v2"], "response_class": Response}
 
@@ -30,15 +30,17 @@ def build_router(hub: Hub) -> APIRouter:
     """The routes of one server."""
     router = APIRouter()
     _add_server(router, hub)
+    add_extensions(router, hub)
     _add_models(router, hub)
     _add_people(router, hub)
+    add_admin(router, hub)
     return router
 
 
 def _add_server(router: APIRouter, hub: Hub) -> None:
     @router.get("/v2", summary="Server metadata", responses=SERVER, **_PROTOCOL)
     async def server() -> Response:
-        return _json({"name": "bnfold", "version": bnfold.__version__, "extensions": EXTENSIONS})
+        return _json(describe_server(hub))
 
     @router.get("/v2/health/live", summary="Whether the process answers", responses=LIVE, **_PROTOCOL)
     async def live() -> Response:
@@ -49,11 +51,12 @@ def _add_server(router: APIRouter, hub: Hub) -> None:
         draining = hub.lifecycle.draining
         fault = _STOPPING if draining else None if hub.repository.is_ready else "a model has no proven version"
         models = [entry.to_dict() for entry in hub.repository.entries.values()]
-        return _health(fault, {"draining": draining, "models": models})
+        return _health(fault, {"draining": draining, "models": models, **await describe_crew(hub.peers)})
 
     @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response, responses=METRICS)
     async def metrics() -> Response:
-        return Response(hub.metrics.page(), headers={"content-type": CONTENT_TYPE.decode("ascii")})
+        page = hub.metrics.page([state["gauges"] for state in await hub.peers.others()])
+        return Response(page, headers={"content-type": CONTENT_TYPE.decode("ascii")})
 
 
 def _add_models(router: APIRouter, hub: Hub) -> None:
@@ -61,11 +64,11 @@ def _add_models(router: APIRouter, hub: Hub) -> None:
 
     @router.get("/v2/models/{model}", summary="Model metadata", responses=METADATA, **_PROTOCOL)
     async def metadata(model: str) -> Response:
-        return _json(_describe_model(repository.find(model)))
+        return _json(describe_model(hub, model))
 
     @router.get("/v2/models/{model}/versions/{version}", summary="Version metadata", responses=METADATA, **_PROTOCOL)
     async def version_metadata(model: str, version: str) -> Response:
-        return _json(_describe_model(repository.find(model, version)))
+        return _json(describe_model(hub, model, version))
 
     @router.get("/v2/models/{model}/ready", summary="Whether a model is served", responses=MODEL_READY, **_PROTOCOL)
     async def model_ready(model: str) -> Response:
@@ -137,20 +140,6 @@ def _only_engine(hub: Hub) -> Engine:
         paths = ", ".join(f"/models/{name}/predict" for name in names)
         raise BadRequest(f"there are {len(names)} models here; use one of {paths}")
     return hub.repository.find(names[0])
-
-
-def _describe_model(engine: Engine) -> dict[str, Any]:
-    return {
-        "name": engine.name,
-        "versions": [engine.version],
-        "platform": _PLATFORM,
-        "inputs": [_describe_port(port) for port in engine.signature.inputs],
-        "outputs": [_describe_port(port) for port in engine.signature.outputs],
-    }
-
-
-def _describe_port(port: Port) -> dict[str, Any]:
-    return {"name": port.name, "datatype": port.datatype, "shape": port.shape}
 
 
 def _model_health(engine: Engine, hub: Hub) -> Response:

@@ -15,11 +15,10 @@ from service_runs import running
 
 from bnfold.bundle import load_bundle
 from bnfold.errors import BnfoldError
-from service import repository as repository_module
 from service.engine import resolve_device
 from service.errors import ModelFault, UnknownModel
 from service.metrics import Metrics
-from service.repository import load_repository
+from service.repository import load_repository, proving
 from service.settings import Settings
 
 
@@ -132,14 +131,14 @@ def test_a_gate_that_breaks_down_refuses_the_version_and_not_the_server(
     models: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
     copy_version(models / "digits" / "1", models / "digits" / "2")
-    real = repository_module.check_gate
+    real = proving.check_gate
 
     def broken(bundle, **options):
         if bundle.path.name == "2":
             raise ZeroDivisionError("a bug in the gate")
         return real(bundle, **options)
 
-    monkeypatch.setattr(repository_module, "check_gate", broken)
+    monkeypatch.setattr(proving, "check_gate", broken)
     entry = load_repository(on(models), Metrics()).entries["digits"]
     assert entry.engine is not None
     assert entry.engine.version == "1"

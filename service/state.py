@@ -1,0 +1,172 @@
+"""What was asked of the repository at run time, on disk: which models are to be loaded or unloaded, and how often.
+
+Every worker process follows this one file, and a worker that starts again reads it first, so that a request to one of
+them reaches all. It is written to a temporary sibling and renamed; each change has a number (epoch) of its own, by
+which a worker knows what it has done already.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from bnfold.bundle.manifest import check_name
+from bnfold.documents import dump_object, parse_object
+from bnfold.errors import BnfoldError
+from service.errors import Unsaved
+from service.policy import parse_policy
+
+try:
+    import fcntl
+except ImportError:  # Windows, where there is one process anyway
+    fcntl = None  # type: ignore[assignment]
+
+FILE = "desired.json"
+_LOCK = "desired.lock"
+_SCHEMA = 1
+_MOST_BYTES = 16 * 2**20
+
+Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What is asked of one model. epoch: the number of the change. policy: its version policy, "" for the server's."""
+
+    action: Literal["load", "unload"]
+    epoch: int
+    policy: str = ""
+
+
+Wishes = Mapping[str, Wish]
+
+
+class DesiredState:
+    """desired.json in a folder; without a folder it is kept in memory, for one process and until it ends."""
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = folder
+        self._memory: dict[str, Wish] = {}
+        self._lock = threading.Lock()
+
+    def stamp(self) -> Stamp | None:
+        """Changes whenever the file does; None where there is none."""
+        if self._folder is None:
+            return None
+        try:
+            found = os.stat(self._folder / FILE)
+        except OSError:
+            return None
+        return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def read(self) -> Wishes:
+        """By name of the model. Raises BnfoldError for a file that is not what `change` writes."""
+        if self._folder is None:
+            return dict(self._memory)
+        path = self._folder / FILE
+        try:
+            with path.open("rb") as stream:
+                data = stream.read(_MOST_BYTES + 1)
+        except FileNotFoundError:
+            return {}
+        except OSError as problem:
+            raise _damaged(path, f"cannot be read ({problem.strerror})") from None
+        if len(data) > _MOST_BYTES:
+            raise _damaged(path, f"has more than {_MOST_BYTES} bytes")
+        document = parse_object(data, str(path))
+        models = document.get("models")
+        if set(document) != {"schema", "models"} or document["schema"] != _SCHEMA or not isinstance(models, dict):
+            raise _damaged(path, f"has other keys than schema ({_SCHEMA}) and models")
+        return {name: _read_wish(path, name, wish) for name, wish in models.items()}
+
+    def change(self, name: str, action: Literal["load", "unload"], policy: str = "") -> Wish:
+        """Write down what is asked of a model, durably; gives it with its epoch. For a thread: it waits for the disk.
+
+        Raises Unsaved, and then nothing is changed.
+        """
+        with self._lock:
+            if self._folder is None:
+                self._memory[name] = _next(self._memory, action, policy)
+                return self._memory[name]
+            try:
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                with _locked(self._folder / _LOCK):
+                    wishes = dict(self.read())
+                    wish = wishes[name] = _next(wishes, action, policy)
+                    _replace(self._folder / FILE, _write_wishes(wishes))
+                    return wish
+            except OSError as problem:
+                found = f"the state of the repository cannot be written ({problem.strerror or problem})"
+            except BnfoldError as problem:
+                found = f"the state of the repository cannot be read: {problem}"
+            raise Unsaved(f"{found}, so nothing was changed; look at the server's state_dir, then try again")
+
+
+def _next(wishes: Wishes, action: Literal["load", "unload"], policy: str) -> Wish:
+    return Wish(action, 1 + max((wish.epoch for wish in wishes.values()), default=0), policy)
+
+
+def _read_wish(path: Path, name: str, wish: Any) -> Wish:
+    check_name(name, str(path))
+    if not isinstance(wish, dict) or set(wish) != {"action", "epoch", "policy"}:
+        raise _damaged(path, f"has something else than action, epoch and policy for {name}")
+    action, epoch, policy = wish["action"], wish["epoch"], wish["policy"]
+    if action not in ("load", "unload") or type(epoch) is not int or epoch < 1 or not isinstance(policy, str):
+        raise _damaged(path, f"has values that are none of its own for {name}")
+    if policy:
+        parse_policy(policy)
+    return Wish(action, epoch, policy)
+
+
+def _write_wishes(wishes: Wishes) -> bytes:
+    models = {
+        name: {"action": wish.action, "epoch": wish.epoch, "policy": wish.policy} for name, wish in wishes.items()
+    }
+    return dump_object({"schema": _SCHEMA, "models": models}, FILE)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all, also when the power fails."""
+    sibling = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with sibling.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(sibling, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            sibling.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time; the kernel lets go of it when the process dies."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    try:
+        if fcntl is not None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _damaged(path: Path, found: str) -> BnfoldError:
+    return BnfoldError(f"{path} {found}; expected what the server itself writes; remove it to start from the settings")
