@@ -48,7 +48,13 @@ def test_health_and_metadata(sync: Any, server: Running):
     assert sync.is_model_ready("digits", "1")
     assert not sync.is_model_ready("digits", "2")
     assert not sync.is_model_ready("digit")
-    assert sync.get_server_metadata()["extensions"] == ["binary_tensor_data"]
+    assert sync.get_server_metadata()["extensions"] == [
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "schedule_policy",
+        "statistics",
+    ]
     metadata = sync.get_model_metadata("digits", "1")
     assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
     assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
