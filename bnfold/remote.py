@@ -57,14 +57,7 @@ def ask(
     Raises BnfoldError when there is no answer: nobody listens, it takes longer than `seconds`, it is no HTTP, or it has
     more than MAX_BYTES.
     """
-    try:
-        base = urllib.parse.urlsplit(url)
-        host = base.hostname if base.scheme in ("http", "https") and base.username is None else None
-    except ValueError:
-        host = None
-    if not host:
-        named = "the address" if "@" in url else f"'{printable(url)[:200]}'"  # a password is not repeated
-        raise BnfoldError(f"{named} is no address of a server; expected one like http://127.0.0.1:8000")
+    host = check_address(url)
     opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if _is_here(host) else []))
     end = time.monotonic() + seconds
     try:
@@ -81,6 +74,20 @@ def ask(
         raise BnfoldError(
             f"{url} gave no answer ({printable(str(reason))[:200]}); check that a server runs there"
         ) from None
+
+
+def check_address(url: str) -> str:
+    """The host of an address. Raises BnfoldError for one that no request can be sent to."""
+    try:
+        base = urllib.parse.urlsplit(url)
+        host = base.hostname if base.scheme in ("http", "https") and base.username is None else None
+        _ = base.port  # raises for none that there is
+    except ValueError:
+        host = None
+    if not host:
+        named = "an address with a name or password in it" if "@" in url else f"'{printable(url)[:200]}'"
+        raise BnfoldError(f"{named} is no address of a server; expected one like http://127.0.0.1:8000")
+    return host
 
 
 def _read(answer: Any, end: float) -> bytes:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -170,6 +172,41 @@ def test_a_server_that_is_not_there_leaves_it_open(capsys: pytest.CaptureFixture
     code, out, _ = call(capsys, "verify", BUNDLE, "--tier", "T5", "--url", f"http://127.0.0.1:{port}")
     assert code == 2
     assert "check that a server runs there" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:8000", "ftp://127.0.0.1", "", "http://127.0.0.1:99999", "http://me:secret@here"]
+)
+def test_what_is_no_address_is_refused_before_anything_runs(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = call(capsys, "verify", BUNDLE, "--url", url)
+    assert (code, out) == (2, "")
+    assert "is no address of a server; expected one like http://127.0.0.1:8000" in err
+    assert "secret" not in err
+
+
+@pytest.mark.parametrize("path", ["", "/", "/models/digits-cnn", "/models/digits-cnn/"])
+def test_the_address_of_a_server_may_name_the_model(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    class Busy(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            """Says nothing."""
+
+    with HTTPServer(("127.0.0.1", 0), Busy) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            url = f"http://127.0.0.1:{server.server_address[1]}{path}"
+            code, _, _ = call(capsys, "verify", BUNDLE, "--tier", "T5", "--url", url)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert code == 2
+    assert asked == ["/v2/models/digits-cnn/versions/1"]
 
 
 def test_mutants_of_a_bundle_are_all_noticed(capsys: pytest.CaptureFixture[str]) -> None:

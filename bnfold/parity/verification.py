@@ -18,13 +18,14 @@ from bnfold.parity.report import PROOF, ParityReport, Status, TierResult
 from bnfold.parity.request import Request
 from bnfold.parity.tiers import CHECKS
 from bnfold.parity.tiers.decisions import NO_DECISION
+from bnfold.remote import check_address
 from bnfold.samples import load_samples
 
 TIERS = tuple(CHECKS)
 DEFAULT = tuple(tier for tier in TIERS if tier != "T6")  # which puts the suite to the test, not the bundle
 BUDGET = (
-    "the run had a budget of {:g} s: in {}, every site, kind and place was looked at, with fewer inputs and steps of "
-    "search, maybe, than without a budget"
+    "the run had a budget of {:g} s: {} looked at everything at least once, and at fewer inputs, maybe, than without "
+    "a budget"
 )
 _SHOWN = 3  # findings that the message of a failed proof quotes
 
@@ -47,13 +48,15 @@ def verify(
 
     A changed file is a finding, and the rest is checked all the same. Raises BundleError for a bundle that cannot be
     read, DataError for data that do not fit, ParityError for a tier that is not known, and for data or a url that no
-    chosen tier asks for.
+    chosen tier asks for, BnfoldError for a url that is no address.
     """
     chosen = _chosen(tiers)
     for what, given, users in (("url", url, ("T5",)), ("data", data, ("T4", "T5"))):
         if given is not None and not set(users) & set(chosen):
             asked = f"{what} was given, and the tiers {', '.join(chosen)}"
             raise ParityError(f"{asked}; expected {' or '.join(users)} with it; add that tier, or leave {what} out")
+    if url is not None:
+        check_address(url)
     found, problems = inspect_bundle(bundle.path if isinstance(bundle, Bundle) else bundle)
     samples = None
     if data is not None:

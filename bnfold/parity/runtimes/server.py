@@ -46,7 +46,7 @@ def check_server(
 
     Never raises for what the server does: that is a finding.
     """
-    base = url.rstrip("/")
+    base = url.rstrip("/").removesuffix(f"/models/{bundle.manifest.name}")  # as `bnfold predict` takes it
     blank = Cell(f"server {_shown(base)}")
     say(f"{blank.place}: what it serves")
     wrong = _identify(bundle, base, blank)
@@ -220,7 +220,8 @@ class _Visit:
         worst, ulp = (max(column) for column in zip(*apart, strict=True))
         if worst == 0:
             return dataclasses.replace(cell, difference=0.0)
-        note = f"not bit for bit what this machine computes: up to {worst:.3g} away ({ulp:.3g} ulp)"
+        units = "" if self.entrance.softmax else f" ({ulp:.3g} ulp)"  # small probabilities have ulp of no meaning
+        note = f"not bit for bit what this machine computes: up to {worst:.3g} away{units}"
         return dataclasses.replace(cell, difference=worst, note=note)
 
     def _unsendable(self) -> str:
