@@ -127,10 +127,10 @@ def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path):
 
 def test_a_signal_while_models_are_still_loading_ends_with_0(digits_only: Path):
     script = (
-        "import os, signal, service.server as server\n"
+        "import os, pathlib, signal, service.server as server\n"
         "from service.settings import Settings\n"
         "server.create_app = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
-        f"server.serve(Settings(repository={str(digits_only)!r}, port=0))\n"
+        f"server.serve(Settings(repository=pathlib.Path({str(digits_only)!r}), port=0))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
