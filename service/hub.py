@@ -67,17 +67,20 @@ class Hub:
         inputs: Mapping[str, Array],
         rows: int,
         timeout: float | None,
-        receive: Receive,
+        receive: Receive | None,
         count: Count,
     ) -> Outputs:
-        """Run a request through the queue; see `Batcher.infer`. timeout: at most the server's own."""
+        """Run a request through the queue; see `Batcher.infer`. timeout: at most the server's own.
+
+        receive: where a client that leaves is noticed; None where its leaving cancels the caller's task.
+        """
         limit = self.settings.request_timeout
         outputs, count.queued = await self.batcher.infer(
             engine,
             inputs,
             rows,
             timeout=limit if timeout is None else min(timeout, limit),
-            gone=_until_gone(receive),
+            gone=None if receive is None else _until_gone(receive),
         )
         return outputs
 
