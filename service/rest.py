@@ -17,6 +17,7 @@ import orjson
 from bnfold.datatypes import BINARY_ONLY
 from service.classification import classify
 from service.errors import BadRequest
+from service.outputs import to_blob
 from service.protocol import (
     Entry,
     InferRequest,
@@ -32,7 +33,7 @@ from service.protocol import (
     read_parameters,
     refuse_shared_memory,
 )
-from service.tensors import Array, Port, pack_texts, read_blob, read_numbers
+from service.tensors import Array, Port, read_blob, read_numbers
 
 
 def parse_header_length(value: bytes | None, body_length: int) -> int | None:
@@ -92,18 +93,15 @@ def build_response(
 def _write(wanted: Wanted, array: Array) -> tuple[dict[str, Any], bytes | None]:
     """The entry of one output, with its data, or beside its blob."""
     port = wanted.port
-    if wanted.classes:
-        texts, shape = classify(array, port, wanted.classes, wanted.labels)
-        entry = {"name": port.name, "datatype": "BYTES", "shape": shape}
-        if wanted.binary:
-            return entry, pack_texts(texts)
-        return {**entry, "data": texts}, None
-    entry = {"name": port.name, "datatype": port.datatype, "shape": array.shape}
     if wanted.binary:
-        return entry, array.astype(port.dtype, copy=False).tobytes()
+        datatype, shape, blob = to_blob(wanted, array)
+        return {"name": port.name, "datatype": datatype, "shape": shape}, blob
+    if wanted.classes:
+        texts, sizes = classify(array, port, wanted.classes, wanted.labels)
+        return {"name": port.name, "datatype": "BYTES", "shape": sizes, "data": texts}, None
     check_finite(array, port.name, "ask for it with binary_data")
-    entry["data"] = np.ascontiguousarray(array).reshape(-1)
-    return entry, None
+    data = np.ascontiguousarray(array).reshape(-1)
+    return {"name": port.name, "datatype": port.datatype, "shape": array.shape, "data": data}, None
 
 
 class _Blobs:
