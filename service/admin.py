@@ -47,7 +47,7 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
     )  # fmt: skip
     async def load(request: Request, model: str) -> Response:
         _check_admin(hub, request)
-        policy = _read_policy(_parameters(await _read(hub, request)))
+        policy = read_policy(_parameters(await _read(hub, request)))
         await hub.keeper.load(model, policy)
         return _json({})
 
@@ -57,13 +57,35 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
     )  # fmt: skip
     async def unload(request: Request, model: str) -> Response:
         _check_admin(hub, request)
-        parameters = _parameters(await _read(hub, request))
-        dependents = parameters.pop("unload_dependents", False)  # there are no ensembles here, so nothing depends
-        if not isinstance(dependents, bool):
-            raise BadRequest(f"'unload_dependents' is {dependents!r:.40}; expected true or false")
-        _refuse_unknown(parameters)
+        check_unload(_parameters(await _read(hub, request)))
         await hub.keeper.unload(model)
         return _json({})
+
+
+def read_policy(parameters: dict[str, Any]) -> str:
+    """The version policy that a load asks for, empty for the server's. Raises BadRequest, Unsupported."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise Unsupported(
+                f"the parameter {name!r:.80} would serve what nobody has proven and is not offered; "
+                "put a bundle into the repository, then load the model"
+            )
+    policy = parameters.pop(_POLICY, "")
+    _refuse_unknown(parameters)
+    if not isinstance(policy, str):
+        raise BadRequest(f"{_POLICY!r} is no text; expected latest, latest:N, all or specific:1,3")
+    try:
+        return parse_policy(policy).text if policy else ""
+    except BnfoldError as problem:
+        raise BadRequest(str(problem)) from None
+
+
+def check_unload(parameters: dict[str, Any]) -> None:
+    """Raise BadRequest for parameters that an unload does not take."""
+    dependents = parameters.pop("unload_dependents", False)  # there are no ensembles here, so nothing depends
+    if not isinstance(dependents, bool):
+        raise BadRequest(f"'unload_dependents' is {dependents!r:.40}; expected true or false")
+    _refuse_unknown(parameters)
 
 
 def _check_admin(hub: Hub, request: Request) -> None:
@@ -90,23 +112,6 @@ def _parameters(document: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(parameters, dict):
         raise BadRequest("'parameters' is no JSON object; expected one")
     return dict(parameters)
-
-
-def _read_policy(parameters: dict[str, Any]) -> str:
-    for name in parameters:
-        if name == "config" or name.startswith("file:"):
-            raise Unsupported(
-                f"the parameter {name!r:.80} would serve what nobody has proven and is not offered; "
-                "put a bundle into the repository, then load the model"
-            )
-    policy = parameters.pop(_POLICY, "")
-    _refuse_unknown(parameters)
-    if not isinstance(policy, str):
-        raise BadRequest(f"{_POLICY!r} is no text; expected latest, latest:N, all or specific:1,3")
-    try:
-        return parse_policy(policy).text if policy else ""
-    except BnfoldError as problem:
-        raise BadRequest(str(problem)) from None
 
 
 def _refuse_unknown(parameters: Mapping[str, Any]) -> None:
