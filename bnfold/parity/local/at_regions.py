@@ -128,8 +128,6 @@ def _both(
     new = {name: first[source] for name, source in region.sources}
     unfolded = open_session(before.part(region.unfolded, old, target), optimise=False, threads=threads)
     folded = open_session(after.part(region.folded, new, after_target), optimise=False, threads=threads)
-    dtype = next(iter(old.values())).dtype
-    by = Rounding.of(format_of(dtype), operands)
     constants = [_constants(before, region.unfolded, {}), _constants(after, region.folded, made)]
     for batch in values:
         old = {source: batch[source] for _, source in region.sources}
@@ -137,12 +135,16 @@ def _both(
         (left,) = run(unfolded, old).values()
         (right,) = run(folded, new).values()
         error = np.zeros(left.shape)
+        by = Rounding.of(format_of(left.dtype), operands)  # a source may be a whole number, or there may be none
         for side, nodes, known, feeds, name in (
             (before, region.unfolded, constants[0], old, target),
             (after, region.folded, constants[1], new, after_target),
         ):
             data = {key: State.of(array, is_data=array.dtype.kind not in "iub") for key, array in feeds.items()}
-            error = error + analyse(nodes, {**known, **data}, name, by, side.model.opset_import).error
+            found = analyse(nodes, {**known, **data}, name, by, side.model.opset_import)
+            if found.size.shape != left.shape:
+                raise ParityError(f"its shape is {left.shape} in the runtime and {found.size.shape} in float64")
+            error = error + found.error
         yield left, right, np.asarray(error * SLACK)
 
 

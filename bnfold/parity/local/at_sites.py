@@ -105,9 +105,10 @@ class SiteBound:
         second = bounds.folded(linear, factor, _sizes(bias_of(linear, scale, shift), linear.channels), by)
         weight = np.abs(stored.astype(np.float64))
         channels = output_channels(linear)
-        spread = factor[channels].reshape(*channels.shape, *(1,) * (weight.ndim - 2))
-        weight = weight + bounds.lost_weights(weight, spread, form)
-        return SiteBound(site, reference.absolute(site, weight, rank), first.r + second.r, first.t + second.t)
+        r = np.broadcast_to(first.r + second.r, factor.shape)
+        shape = (*channels.shape, *(1,) * (weight.ndim - 2))
+        weight = weight + bounds.lost_weights(weight, factor[channels].reshape(shape), r[channels].reshape(shape), form)
+        return SiteBound(site, reference.absolute(site, weight, rank), r, first.t + second.t)
 
     def evaluate(self, x: Array) -> F64:
         """The bound on the elementwise difference for an input: float64, in the shape of the linear's output."""

@@ -23,7 +23,7 @@ F64 = np.ndarray[Any, np.dtype[np.float64]]
 _FLOAT64_SLACK = 2.0**-50  # of the terms, for the float64 arithmetic of this module itself
 # Roundings that touch a term of BatchNormalization, whichever way it is written: gamma / sqrt(var + eps) takes 4, times
 # mean 5, minus it 6, times x 5 and plus 6; (x - mean) / sqrt(var + eps) * gamma + beta takes 6. Two to spare.
-_BATCH_NORM_ROUNDINGS = 8
+BATCH_NORM_ROUNDINGS = 8
 
 
 @dataclass(frozen=True)
@@ -100,23 +100,35 @@ class Affine:
         return Affine(p, q, r + by.step * (p + r), t + by.step * (q + t) + by.eta)
 
     def batch_norm(self, norm: Norm, by: Rounding) -> Affine:
-        """After BatchNormalization in inference mode, whose own roundings are _BATCH_NORM_ROUNDINGS."""
+        """After BatchNormalization in inference mode, whose own roundings are BATCH_NORM_ROUNDINGS."""
         if norm.statistics is None:
             raise ParityError(f"{norm.label} is neither BatchNormalization nor a chain of elementwise steps")
-        gamma, beta, mean, variance, eps = (
-            constant(part, by)[0]
-            for part in (
-                norm.statistics.gamma, norm.statistics.beta, norm.statistics.mean, norm.statistics.variance,
-                norm.statistics.eps,
-            )
-        )  # fmt: skip
-        scale = np.abs(gamma) / np.sqrt(variance + eps)
-        own = by.sums(_BATCH_NORM_ROUNDINGS)
-        p, q = scale * self.p, scale * (self.q + np.abs(mean)) + np.abs(beta)
-        carried = scale * (1 + own)
+        given = norm.statistics
+        gamma, (beta, beta_error), (mean, mean_error), variance, (eps, _) = (
+            constant(part, by) for part in (given.gamma, given.beta, given.mean, given.variance, given.eps)
+        )
+        scale, scale_error = normalising(gamma, variance, eps)
+        own = by.sums(BATCH_NORM_ROUNDINGS)
+        mean, beta = np.abs(mean), np.abs(beta)
+        p, q = scale * self.p, scale * (self.q + mean) + beta
+        # What the statistics themselves are off by, where the graph computes them.
+        r = (scale + scale_error) * self.r + scale_error * self.p
+        t = (scale + scale_error) * (self.t + mean_error) + scale_error * (self.q + mean) + beta_error
         # A scale that is subnormal is off by eta, and so are the products; each meets one of these factors.
-        lost = by.eta * (self.q + self.t + np.abs(mean) + np.abs(gamma) + 4)
-        return Affine(p, q, carried * self.r + own * p + by.eta * (self.p + self.r), carried * self.t + own * q + lost)
+        lost = by.eta * (self.q + self.t + mean + mean_error + np.abs(gamma[0]) + gamma[1] + 4)
+        return Affine(p, q, r + own * (p + r) + by.eta * (self.p + self.r), t + own * (q + t) + lost)
+
+
+def normalising(gamma: tuple[F64, F64], variance: tuple[F64, F64], eps: F64 | float) -> tuple[F64, F64]:
+    """|gamma| / sqrt(variance + eps), and how far errors of gamma and variance may take it from there.
+
+    gamma, variance: (value, error). Raises ParityError where an error may take variance + eps to zero or below.
+    """
+    least = variance[0] + eps - variance[1]
+    if np.any((least <= 0) & (variance[1] > 0)):
+        raise ParityError("a variance may round to zero; the norm has no rounding bound")
+    scale = np.abs(gamma[0]) / np.sqrt(variance[0] + eps)
+    return scale, (np.abs(gamma[0]) + gamma[1]) / np.sqrt(least) - scale
 
 
 def fan_in(linear: Linear) -> int:
@@ -175,21 +187,22 @@ def folded(linear: Linear, scale: F64, bias: F64, by: Rounding) -> Affine:
     return Affine(scale, bias, own * scale, own * bias + lost)
 
 
-def lost_weights(weight: Array, scale: Array, form: Format) -> F64:
-    """What to add to |W| so that scale * (|W| + it) also covers folded weights that are rounded to a subnormal.
+def lost_weights(weight: Array, scale: Array, share: Array, form: Format) -> F64:
+    """What to add to |W| so that share * M also covers folded weights that are rounded to a subnormal.
 
-    weight: |W| in float64; scale: |S * alpha|, broadcast against it.
+    weight: |W| in float64; scale: |S * alpha|, and share: the part of M that the bound is, each broadcast against it.
     """
     with np.errstate(all="ignore"):
         product = weight * scale
         small = (product < 2.0**form.least_exponent) & (weight > 0) & (scale > 0)
-        return np.where(small, form.smallest / np.where(scale > 0, scale, 1.0), 0.0)
+        return np.where(small, form.smallest / 2 * (1 / share + 1 / scale), 0.0)  # off by half of it, then summed
 
 
 def constant(expr: Expr, by: Rounding) -> tuple[F64, F64]:
     """(value, error): a constant of the graph, and how far the graph's own computing of it may take it from there."""
-    coarsest = max([by.store, *(FORMATS[leaf.dtype].unit_roundoff for leaf in leaves(expr) if leaf.dtype in FORMATS)])
-    return _running(expr, coarsest, by.eta)
+    forms = [FORMATS[leaf.dtype] for leaf in leaves(expr) if leaf.dtype in FORMATS]
+    coarsest = max([by.store, *(form.unit_roundoff for form in forms)])
+    return _running(expr, coarsest, max([by.eta, *(form.smallest for form in forms)]))
 
 
 def _running(expr: Expr, u: float, eta: float) -> tuple[F64, F64]:

@@ -152,5 +152,5 @@ def rounded_once(exact: F64, dtype: str) -> State:
     """A constant that a fold made: its exact values, each stored as the nearest number of a dtype."""
     form = FORMATS[dtype]
     size = np.abs(exact)
-    error = np.where(size < 2.0**form.least_exponent, form.smallest, size * form.unit_roundoff)
+    error = np.where(size < 2.0**form.least_exponent, form.smallest / 2, size * form.unit_roundoff)
     return State(size, np.where(size == 0, 0.0, error), exact)

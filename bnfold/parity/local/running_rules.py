@@ -11,11 +11,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
+from bnfold.parity.local.bounds import BATCH_NORM_ROUNDINGS, normalising
+from bnfold.parity.local.interpolation import interpolate
 from bnfold.parity.local.running import F64, Array, Rule, State, Step
-
-_BATCH_NORM_ROUNDINGS = 8  # as bounds.py counts them
 
 
 def linear(step: Step) -> list[State]:
@@ -29,7 +28,7 @@ def linear(step: Step) -> list[State]:
         return np.asarray(alpha * step.apply(data, matrix, drop=("alpha", "beta"))[0])
 
     sums = over(x.most, np.abs(weight))
-    error = _rounded_weights(over, x.most, weight, lost, sums)
+    error = _rounded_weights(over, x.most, weight, lost, sums, by.store)
     bias, bias_error = _bias(step, sums, beta)
     roundings = _fan_in(step, weight) + 4
     own = by.products(roundings)
@@ -39,13 +38,17 @@ def linear(step: Step) -> list[State]:
     return [State(sums + bias, np.asarray(total))]
 
 
-def _rounded_weights(over: Callable[[F64, F64], F64], most: F64, weight: F64, lost: F64, sums: F64) -> Any:
-    """What the weights' own error does: their relative error of the sums, where they all have the same."""
+def _rounded_weights(over: Callable[[F64, F64], F64], most: F64, weight: F64, lost: F64, sums: F64, unit: float) -> Any:
+    """What the weights' own error does: the largest relative one, of the sums.
+
+    Where some are off by far more than a rounding, as subnormal ones are, they do not stand for the others.
+    """
     if not lost.any():
         return 0.0
     with np.errstate(all="ignore"):
         share = float(np.max(np.where(weight != 0, lost / np.abs(weight), 0.0)))
-    return share * sums if share < 2.0**-7 else over(most, np.asarray(lost))
+        is_relative = not np.any(lost[weight == 0]) and share <= 2 * unit
+    return share * sums if is_relative else over(most, lost)
 
 
 def _bias(step: Step, sums: F64, beta: float) -> tuple[Any, Any]:
@@ -87,15 +90,14 @@ def batch_norm(step: Step) -> list[State]:
     (gamma, gamma_error), (beta, beta_error), (mean, mean_error), (variance, variance_error) = (
         tuple(np.asarray(part, np.float64).reshape(shape) for part in step.constant(at)) for at in range(1, 5)
     )
-    if mean_error.any() or variance_error.any():
-        raise step.unbounded("has statistics that were rounded")
-    root = np.sqrt(variance + float(np.float32(step.attribute("epsilon", 1e-5))))
-    scale = np.abs(gamma) / root
-    own = by.sums(_BATCH_NORM_ROUNDINGS)
-    size = scale * (x.size + np.abs(mean)) + np.abs(beta)
-    carried = scale * x.error + gamma_error / root * (x.most + np.abs(mean)) + beta_error
+    eps = float(np.float32(step.attribute("epsilon", 1e-5)))
+    scale, scale_error = normalising((gamma, gamma_error), (variance, variance_error), eps)
+    own = by.sums(BATCH_NORM_ROUNDINGS)
+    mean, beta = np.abs(mean), np.abs(beta)
+    size = scale * (x.size + mean) + beta
+    carried = (scale + scale_error) * (x.error + mean_error) + scale_error * (x.size + mean) + beta_error
     # A scale that is subnormal is off by eta, and so are the products; each meets one of these factors.
-    under = by.eta * (x.most + np.abs(mean) + np.abs(gamma) + 4)
+    under = by.eta * (x.most + mean + mean_error + np.abs(gamma) + gamma_error + 4)
     return [State(size, (1 + own) * carried + own * size + under)]
 
 
@@ -165,11 +167,12 @@ def clip(step: Step) -> list[State]:
     """Clip, as Relu; a bound on the far side of zero is the least that comes out. Source: ONNX Clip-6 to Clip-13."""
     x = step.data()
     low, high = float(step.attribute("min", -np.inf)), float(step.attribute("max", np.inf))
+    error = x.error
     if len(step.inputs) > 1 and step.inputs[1] is not None:
-        low = float(step.constant(1)[0])
+        low, error = float(step.constant(1)[0]), np.maximum(error, step.constant(1)[1])
     if len(step.inputs) > 2 and step.inputs[2] is not None:
-        high = float(step.constant(2)[0])
-    return [State(np.maximum(x.size, max(low, -high, 0.0)), x.error)]
+        high, error = float(step.constant(2)[0]), np.maximum(error, step.constant(2)[1])
+    return [State(np.maximum(x.size, max(low, -high, 0.0)), error)]
 
 
 def negate(step: Step) -> list[State]:
@@ -199,18 +202,21 @@ def move(step: Step) -> list[State]:
     for state in step.inputs[1:]:
         if state is not None and state.value is None:
             raise step.unbounded("takes what is computed from data where a constant is expected")
-    size = step.apply(x.size, *(_border(step, other, np.abs) for other in others))
-    error = step.apply(x.error, *(_border(step, other, np.zeros_like) for other in others))
+    given = list(zip(others, step.inputs[1:], strict=True))
+    size = step.apply(x.size, *(other if state is None else _border(step, other, state.size) for other, state in given))
+    error = step.apply(
+        x.error, *(other if state is None else _border(step, other, state.error) for other, state in given)
+    )
     if x.value is None:
         return [State(one, two) for one, two in zip(size, error, strict=True)]
     value = step.apply(np.asarray(x.value, np.float64), *others)
     return [State(one, two, three) for one, two, three in zip(size, error, value, strict=True)]
 
 
-def _border(step: Step, other: Array | None, become: Callable[[Array], Array]) -> Array | None:
-    """The number that a Pad writes, as size or error; any other constant says where data go, and stays."""
+def _border(step: Step, other: Array | None, bound: F64) -> Array | None:
+    """The number that a Pad writes, by its size or error; any other constant says where data go, and stays."""
     is_border = step.node.op_type == "Pad" and other is not None and other.dtype.kind == "f"
-    return become(other) if is_border and other is not None else other
+    return bound if is_border else other
 
 
 def join(step: Step) -> list[State]:
@@ -232,30 +238,8 @@ def pad(step: Step) -> list[State]:
 
 
 def resize(step: Step) -> list[State]:
-    """Resize and Upsample: copies of the nearest place, or linear interpolation. Source: ONNX Resize-10 to Resize-19.
-
-    How exactly the runtime computes its coordinates is not stated; both sides compute the same ones. All that is used
-    is that the coefficients are not negative, that their sum is 1 up to rounding, and that they are of the places
-    around the nearest one: the worst of these stands for the sum.
-    """
-    mode = step.attribute("mode", b"nearest")
-    if mode == b"nearest":
-        return move(step)
-    outside = step.attribute("coordinate_transformation_mode", b"half_pixel") == b"tf_crop_and_resize"
-    if mode != b"linear" or outside or step.attribute("antialias", 0):
-        raise step.unbounded(f"resizes in mode {mode.decode()}, for whose coefficients there is no rule")
-    x, by = step.data(), step.by
-    others = [None if state is None else state.value for state in step.inputs[1:]]
-    size, error = (step.apply(_around(array), *others, drop=("mode", "nearest_mode"))[0] for array in (x.size, x.error))
-    own = by.sums(2 ** (size.ndim - 2) * 2 + 4)
-    return [State(size, error + own * (size + error) + by.eta)]
-
-
-def _around(array: F64) -> F64:
-    """The largest of each place and its neighbours, along the spatial axes."""
-    axes = tuple(range(2, array.ndim))
-    padded = np.pad(array, [(0, 0), (0, 0), *[(1, 1)] * len(axes)], mode="edge")
-    return np.asarray(sliding_window_view(padded, (3,) * len(axes), axis=axes).max(axis=tuple(range(-len(axes), 0))))
+    """Resize and Upsample: copies of the nearest place, or an interpolation."""
+    return move(step) if step.attribute("mode", b"nearest") == b"nearest" else interpolate(step)
 
 
 def maximum(step: Step) -> list[State]:
