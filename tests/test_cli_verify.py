@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 import socket
 import threading
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from xml.etree import ElementTree
@@ -14,6 +16,7 @@ import numpy as np
 import onnx
 import pytest
 
+import bnfold
 from bnfold.cli import main
 from bnfold.parity.schema import load_schema
 
@@ -119,6 +122,21 @@ def test_page_and_junit_are_written_beside_the_verdict(tmp_path: Path, capsys: p
     suites = ElementTree.parse(junit).getroot()
     assert suites.get("failures") == "0"
     assert len(suites) == 6
+
+
+def test_the_page_tells_when_by_what_and_with_which_options(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, data = tmp_path / "proof.html", tmp_path / "my samples.npz"
+    np.savez(data, x=np.ones((3, 1, 8, 8), np.float32))
+    before = datetime.now(UTC).replace(microsecond=0)
+    words = ("--tier", "t4", "--data", data, "--seconds", "90", "--html", page, "--json")
+    _, out, _ = call(capsys, "verify", BUNDLE, *words)
+    environment = json.loads(out)["environment"]
+    assert before <= datetime.fromisoformat(environment["date"]) <= datetime.now(UTC)
+    assert environment["bnfold"] == bnfold.__version__
+    text = html.unescape(page.read_text(encoding="utf-8"))
+    assert environment["date"] in text
+    assert "bnfold verify digits-cnn/1 --tier t4 --data 'my samples.npz' --seconds 90" in text
+    assert str(tmp_path) not in text
 
 
 def test_a_report_under_a_strange_name_is_refused_before_anything_runs(

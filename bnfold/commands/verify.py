@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,12 +107,24 @@ def run(options: argparse.Namespace, console: Console) -> int:
     document = report.to_dict()
     if options.html is not None:
         bundle = inspect_bundle(folder)[0]
-        page = parity_page(document, fold_report=bundle.fold_report(), manifest=bundle.manifest.to_dict())
+        manifest = bundle.manifest.to_dict()
+        again = _again(f"{report.name}/{report.version}", options, tiers)
+        page = parity_page(document, fold_report=bundle.fold_report(), manifest=manifest, command=again)
         write_page(page, options.html)
     if options.junit is not None:
         write_page(to_junit(report), options.junit, JUNIT)
     console.result(document, report.to_table())
     return report.exit_code
+
+
+def _again(label: str, options: argparse.Namespace, tiers: Sequence[str] | None) -> str:
+    """The command that gives the report once more, with what shaped it; names of files without their folders."""
+    words = ["bnfold", "verify", label]
+    words += ["--tier", ",".join(tiers)] if tiers is not None else []
+    words += ["--data", options.data.name] if options.data is not None else []
+    words += ["--url", options.url] if options.url is not None else []
+    words += ["--seconds", f"{options.seconds:g}"] if math.isfinite(options.seconds) else []
+    return shlex.join(words)
 
 
 def _refuse_beside_self_test(options: argparse.Namespace) -> None:

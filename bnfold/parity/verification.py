@@ -8,6 +8,7 @@ import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -106,8 +107,11 @@ def examine(
     sampling = [tier for tier in ("T2", "T3h", "T5") if tier in tiers]
     if sampling and math.isfinite(request.seconds):
         notes.append(BUDGET.format(request.seconds, ", ".join(sampling)))
+    environment = dict(_environment(evidence))
+    if version is not None:  # the proof in a bundle has the date of its manifest
+        environment["date"] = datetime.now(UTC).isoformat(timespec="seconds")
     number = bundle.manifest.version if version == -1 else version
-    return ParityReport(bundle.manifest.name, number, tuple(results), dict(_environment(evidence)), tuple(notes))
+    return ParityReport(bundle.manifest.name, number, tuple(results), environment, tuple(notes))
 
 
 def _run(tier: str, evidence: Evidence, request: Request) -> TierResult:
@@ -133,7 +137,7 @@ def _chosen(tiers: Sequence[str] | None) -> Sequence[str]:
 
 
 def _environment(evidence: Evidence) -> Iterator[tuple[str, Any]]:
-    for package in ("numpy", "onnx", "onnxruntime", "onnxruntime-gpu"):
+    for package in ("bnfold", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu"):
         try:
             yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
