@@ -27,6 +27,8 @@ CORE = tuple(
 )
 IMPORT_NAMES = {
     "google": "protobuf",
+    "grpc": "grpcio",
+    "grpc_health": "grpcio-health-checking",
     "fastapi_offline": "fastapi-offline",
     "onnx_ir": "onnx-ir",
     "ml_dtypes": "ml-dtypes",
@@ -129,12 +131,14 @@ def test_import_linter_sees_a_forbidden_import_inside_a_function(tmp_path: Path,
 def test_every_import_is_a_declared_dependency():
     plain = set(_requirements(PROJECT["project"]["dependencies"]))
     torch = set(_requirements(PROJECT["project"]["optional-dependencies"]["torch"]))
+    grpc = set(_requirements(PROJECT["project"]["optional-dependencies"]["grpc"]))
     for path in SOURCES:
         tops = {name.partition(".")[0] for name in _imports(ast.parse(path.read_text(encoding="utf-8")))}
         third = tops - set(sys.stdlib_module_names) - {"bnfold", "service"}
         packages = {IMPORT_NAMES.get(name, name) for name in third}
         packages = {BROUGHT_ALONG.get(name, name) for name in packages}
         allowed = plain if _name(path).startswith("service") else plain | torch
+        allowed = allowed | grpc if _name(path).startswith("service.rpc.") else allowed
         allowed = allowed | {"pytest"} if _name(path) == "bnfold.pytest_plugin" else allowed  # pytest itself loads it
         assert packages <= allowed, f"{_name(path)} imports {packages - allowed}"
 

@@ -1,0 +1,103 @@
+"""Listening for gRPC, and stopping without losing what was accepted.
+
+Nothing here needs grpcio until a port is asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from bnfold.errors import BnfoldError
+from service.hub import Hub
+from service.listener import bind_socket, no_address
+from service.settings import Settings
+
+_logger = logging.getLogger(__name__)
+
+_MOST_CALLS = 1024  # at a time on one connection
+
+
+def check_grpc(settings: Settings) -> None:
+    """Before models are loaded: whether gRPC can be had as it is asked for.
+
+    Raises BnfoldError when its packages are missing or do not fit together, or the address is taken.
+    """
+    if settings.grpc_port is None:
+        return
+    try:
+        importlib.import_module("service.rpc.service")
+    except ImportError as problem:
+        raise BnfoldError(
+            f"--grpc-port needs the extra grpc ({problem}); expected grpcio and tritonclient; "
+            "install it with `pip install 'bnfold[grpc]'`, or leave --grpc-port out"
+        ) from None
+    except Exception as problem:  # grpcio and protobuf raise their own kinds when generated code is of another release
+        raise BnfoldError(
+            f"the packages of the extra grpc do not fit together ({problem!s:.300}); expected releases that do; "
+            "install them again with `pip install -U 'bnfold[grpc]'`"
+        ) from None
+    if settings.workers == 1:
+        bind_socket(settings.host, settings.grpc_port).close()
+
+
+@asynccontextmanager
+async def grpc_door(hub: Hub) -> AsyncGenerator[int | None, None]:
+    """Serve gRPC inside the block where the settings ask for it; gives the port.
+
+    At the end no call is taken any more, streams end after what they have read, and calls that were accepted have
+    `drain_timeout` to be answered. Raises BnfoldError when the address cannot be had.
+    """
+    if hub.settings.grpc_port is None:
+        yield None
+        return
+    closing = asyncio.Event()
+    server, port = _build(hub, closing)
+    await server.start()
+    _logger.info("gRPC on %s", _address(hub.settings.host, port))
+    try:
+        yield port
+    finally:
+        closing.set()
+        await server.stop(hub.settings.drain_timeout)
+
+
+def _build(hub: Hub, closing: asyncio.Event) -> tuple[Any, int]:
+    import grpc
+
+    from service.rpc.service import Service
+
+    settings = hub.settings
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", settings.max_body_bytes),
+            ("grpc.max_send_message_length", -1),
+            ("grpc.max_concurrent_streams", _MOST_CALLS),
+            ("grpc.so_reuseport", int(settings.workers > 1)),
+        ]
+    )
+    server.add_generic_rpc_handlers(tuple(Service(hub, closing).handlers()))
+    address = _address(settings.host, settings.grpc_port or 0)
+    try:
+        port = _listen(server, address, settings)
+    except RuntimeError as problem:
+        raise no_address(settings.host, settings.grpc_port or 0, OSError(str(problem))) from None
+    return server, port
+
+
+def _listen(server: Any, address: str, settings: Settings) -> int:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return int(server.add_insecure_port(address))
+    import grpc
+
+    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
+    return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
+
+
+def _address(host: str, port: int) -> str:
+    bare = host.strip("[]")
+    return f"[{bare}]:{port}" if ":" in bare else f"{bare}:{port}"
