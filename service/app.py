@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from service.body import Budget
 from service.errors import Fault
 from service.front import Front
 from service.hub import Hub
+from service.keys import Keys
 from service.lifecycle import Lifecycle
 from service.metrics import open_metrics
 from service.openapi import describe_app
@@ -30,8 +32,10 @@ from service.repository.keeper import Keeper
 from service.repository.proving import Workshop
 from service.repository.shown import Shown
 from service.routes import build_router
+from service.rpc.door import grpc_door
 from service.settings import Settings
 from service.state import DesiredState
+from service.traces import open_watch
 
 _logger = logging.getLogger(__name__)
 
@@ -48,6 +52,7 @@ def create_app(settings: Settings, crew: Crew | None = None) -> FastAPI:
 
     Raises BnfoldError when there is nothing to serve, nothing is proven, or the device does not start.
     """
+    check_grpc(settings)
     hub = build_hub(settings, crew)
     app: FastAPI = FastAPIOffline(
         title="bnfold",
@@ -69,9 +74,12 @@ def create_app(settings: Settings, crew: Crew | None = None) -> FastAPI:
 
 def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
     """The parts of one server. Raises BnfoldError as `create_app` does."""
+    keys = Keys.open(settings)
+    watch = open_watch(settings)
     metrics = open_metrics(crew, settings.max_request_rows)
     desired, lifecycle = DesiredState(settings.state_dir), Lifecycle()
-    repository = load_repository(settings, metrics, desired)
+    look = desired.look()
+    repository = load_repository(settings, metrics, look.wishes)
     batcher = Batcher(
         workers=settings.thread_count, max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows
     )
@@ -85,24 +93,30 @@ def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
         pool=ThreadPoolExecutor(min(settings.thread_count, _MOST_DECODERS), thread_name_prefix="bnfold-decode"),
         metrics=metrics,
         lifecycle=lifecycle,
+        keys=keys,
         peers=Peers(crew, partial(describe_worker, crew, repository, metrics, lifecycle)),
-        keeper=Keeper(repository, shop, desired, Shown(metrics, batcher), lifecycle),
+        keeper=Keeper(repository, shop, desired, look, Shown(metrics, batcher), lifecycle),
+        watch=watch,
     )
 
 
 @asynccontextmanager
-async def _lifespan(hub: Hub, _: FastAPI) -> AsyncGenerator[None, None]:
+async def _lifespan(hub: Hub, app: FastAPI) -> AsyncGenerator[None, None]:
     await hub.peers.start()
     hub.batcher.start()
     hub.keeper.start()
     try:
-        yield
+        async with grpc_door(hub) as port:
+            app.state.grpc_port = port
+            yield
     finally:
         hub.lifecycle.close()
         await hub.peers.stop()
         await hub.keeper.stop()
         await hub.batcher.stop()
         hub.pool.shutdown(wait=False, cancel_futures=True)
+        if hub.watch is not None:
+            await asyncio.to_thread(hub.watch.close)
 
 
 def _answer_errors(app: FastAPI) -> None:

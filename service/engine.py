@@ -39,13 +39,13 @@ class Session(Protocol):
         """Run the graph."""
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class Engine:
     """A version that is served.
 
     digest: sha256 of the model.onnx that the session was opened on. provider: what the session runs on, not what it
     was asked for. headers: the proof that goes with every prediction. large_rows: above so many rows the memory of a
-    call is given back after it.
+    call is given back after it. in_flight: requests that hold it, counted on the event loop.
     """
 
     name: str
@@ -58,6 +58,7 @@ class Engine:
     session: Session
     meter: Meter
     large_rows: int
+    in_flight: int = 0
 
     @property
     def label(self) -> str:
@@ -79,6 +80,10 @@ class Engine:
         except Exception as problem:  # ONNX Runtime raises its own types, generated at run time
             _logger.error("model %s failed: %s", self.label, problem)
             raise ModelFault(f"model {self.label} failed on this input; the server's log says why") from problem
+
+    def close(self) -> None:
+        """Let go of the session, whose memory is freed once no thread is inside it; `run` must not be called again."""
+        del self.session
 
     def count_batch(self, rows: int, seconds: float) -> None:
         """Told by the batcher of every run."""

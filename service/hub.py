@@ -14,6 +14,7 @@ from service.batcher import Batcher, Outputs
 from service.body import Budget
 from service.engine import Engine
 from service.errors import Busy, Disconnected, Fault
+from service.keys import Keys
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.peers import Peers
@@ -22,11 +23,15 @@ from service.repository import Repository
 from service.repository.keeper import Keeper
 from service.settings import Settings
 from service.tensors import Array
+from service.watch import CURRENT, Watch
 
 
 @dataclass(frozen=True, eq=False)
 class Hub:
-    """One server's parts. pool: threads for pictures and compressed bodies. keeper: changes the repository."""
+    """One server's parts. pool: threads for pictures and compressed bodies. keeper: changes the repository.
+
+    watch: the access log and the traces, None when both are off.
+    """
 
     settings: Settings
     limits: Limits
@@ -36,8 +41,10 @@ class Hub:
     pool: Executor
     metrics: Metrics
     lifecycle: Lifecycle
+    keys: Keys
     peers: Peers
     keeper: Keeper
+    watch: Watch | None = None
 
     def check_open(self) -> None:
         """Raise Busy once the server takes no further request."""
@@ -59,7 +66,10 @@ class Hub:
         except Exception:
             count.fail("internal")
             raise
-        count.succeed()
+        else:
+            count.succeed()
+        finally:
+            count.release()
 
     async def infer(
         self,
@@ -75,6 +85,8 @@ class Hub:
         receive: where a client that leaves is noticed; None where its leaving cancels the caller's task.
         """
         limit = self.settings.request_timeout
+        account = CURRENT.get() if self.watch is not None else None
+        began = 0 if account is None else time.time_ns()
         outputs, count.queued = await self.batcher.infer(
             engine,
             inputs,
@@ -82,6 +94,8 @@ class Hub:
             timeout=limit if timeout is None else min(timeout, limit),
             gone=None if receive is None else _until_gone(receive),
         )
+        if account is not None:
+            account.note_run(engine.name, engine.version, began, count.queued)
         return outputs
 
 
@@ -93,6 +107,17 @@ class Count:
         self.queued = 0.0
         self._metrics = metrics
         self._started = started
+
+    def use(self, engine: Engine) -> Engine:
+        """Hold a version until the end of the request: one that leaves service is closed when nobody holds it."""
+        engine.in_flight += 1
+        self.engine = engine
+        return engine
+
+    def release(self) -> None:
+        """The end of `use`."""
+        if self.engine is not None:
+            self.engine.in_flight -= 1
 
     def succeed(self) -> None:
         """It was answered."""

@@ -56,7 +56,7 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
         if scope["method"] != "POST":
             raise BadMethod(f"inference takes POST, not {scope['method']}", "POST")
         hub.check_open()
-        engine = count.engine = hub.repository.find(target.model, target.version)
+        engine = count.use(hub.repository.find(target.model, target.version))
         body = await read_body(scope, receive, lease, hub.settings, hub.pool)
         header_length = parse_header_length(find_header(scope["headers"], _HEADER_LENGTH), len(body))
         request = parse_request(body, header_length, engine.signature, hub.limits)

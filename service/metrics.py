@@ -72,6 +72,11 @@ class Metrics:
                 shown.pop(key, None)
         self._shelf.forget(f"{_METER}{model}={version}")
 
+    def hide_model(self, model: str) -> None:
+        """A model is unloaded: neither ready nor not; what was counted of it stays."""
+        with self._lock:
+            self._models.pop(model, None)
+
     def forget_model(self, model: str) -> None:
         """A model is gone from the repository, all its versions included."""
         with self._lock:

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from service.admin import add_admin
 from service.body import read_body
 from service.engine import Engine
-from service.errors import BadRequest, Expired
+from service.errors import BadRequest, Expired, NotReady
 from service.extensions import add_extensions
 from service.hub import Hub
 from service.metadata import describe_model, describe_server
@@ -114,7 +114,7 @@ def _add_people(router: APIRouter, hub: Hub) -> None:
 async def _predict(hub: Hub, request: Request, model: str | None, top: int) -> Response:
     with hub.counting() as count, hub.budget.lease() as lease:
         hub.check_open()
-        engine = count.engine = _only_engine(hub) if model is None else hub.repository.find(model)
+        engine = count.use(_only_engine(hub) if model is None else hub.repository.find(model))
         body = await read_body(request.scope, request.receive, lease, hub.settings, hub.pool)
         content_type = request.headers.get("content-type", "")
         try:
@@ -139,6 +139,8 @@ def _only_engine(hub: Hub) -> Engine:
     if len(names) > 1:
         paths = ", ".join(f"/models/{name}/predict" for name in names)
         raise BadRequest(f"there are {len(names)} models here; use one of {paths}")
+    if not names:
+        raise NotReady("no model is loaded here; try again when one is")
     return hub.repository.find(names[0])
 
 

@@ -46,6 +46,14 @@ class Wish:
 Wishes = Mapping[str, Wish]
 
 
+@dataclass(frozen=True)
+class Look:
+    """What was asked until one moment. stamp: of the file, as it was then or just before."""
+
+    stamp: Stamp | None
+    wishes: Wishes
+
+
 class DesiredState:
     """desired.json in a folder; without a folder it is kept in memory, for one process and until it ends."""
 
@@ -63,6 +71,11 @@ class DesiredState:
         except OSError:
             return None
         return found.st_mtime_ns, found.st_ino, found.st_size
+
+    def look(self) -> Look:
+        """Everything so far. Raises BnfoldError as `read` does."""
+        stamp = self.stamp()  # first: a change between the two is then read twice, and not missed
+        return Look(stamp, self.read())
 
     def read(self) -> Wishes:
         """By name of the model. Raises BnfoldError for a file that is not what `change` writes."""

@@ -25,7 +25,7 @@ from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, Stopped, renew, report
 from service.repository.scanning import Snapshot, is_name, snapshot
 from service.repository.shown import Shown
-from service.state import DesiredState, Wish
+from service.state import DesiredState, Look, Wish
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -35,19 +35,27 @@ _IDLE = 0.01  # seconds between two looks at whether an engine is still in use
 
 
 class Keeper:
-    """Changes the catalogue while the server runs. Every method belongs to the event loop."""
+    """Changes the catalogue while the server runs. Every method belongs to the event loop.
+
+    look: what the catalogue was loaded by.
+    """
 
     def __init__(
-        self, repository: Repository, shop: Workshop, desired: DesiredState, shown: Shown, lifecycle: Lifecycle
+        self,
+        repository: Repository,
+        shop: Workshop,
+        desired: DesiredState,
+        look: Look,
+        shown: Shown,
+        lifecycle: Lifecycle,
     ) -> None:
         self._repository = repository
         self._shop = shop
         self._desired = desired
         self._shown = shown
         self._lifecycle = lifecycle
-        # The stamp first: a change between the two is then read twice, and not missed.
-        self._stamp = desired.stamp()
-        self._wishes = dict(desired.read())
+        self._stamp = look.stamp
+        self._wishes = dict(look.wishes)
         self._done = {name: wish.epoch for name, wish in self._wishes.items()}
         self._acted: Snapshot = {}
         self._last: Snapshot | None = {}
@@ -142,12 +150,11 @@ class Keeper:
 
     async def _follow(self) -> None:
         """Do what another worker was asked, each change once."""
-        stamp = self._desired.stamp()
-        if stamp == self._stamp:
+        if self._desired.stamp() == self._stamp:
             return
-        wishes = await self._call(self._reader, self._desired.read)
-        self._stamp = stamp
-        for name, wish in wishes.items():
+        look = await self._call(self._reader, self._desired.look)
+        self._stamp = look.stamp
+        for name, wish in look.wishes.items():
             if wish.epoch > self._done.get(name, 0):
                 self._spawn(self._fulfil(name, wish))
 
@@ -159,8 +166,11 @@ class Keeper:
             _logger.info("another worker was asked to %s model %s; so does this one", wish.action, name)
             if wish.action == "unload":
                 self._unload(name)
-            else:
+                return
+            try:
                 self._place(await self._renew(name, self._policy(wish.policy), fresh=True))
+            except Exception:
+                _logger.exception("model %s could not be loaded; what is served of it stays", name)
 
     async def _poll(self) -> None:
         """Load what has changed on disk, once it has stopped changing: the same at two looks in a row.
@@ -228,8 +238,9 @@ class Keeper:
 
     async def _close(self, engine: Engine) -> None:
         try:
-            while getattr(engine, "in_flight", 0):
+            while engine.in_flight:
                 await asyncio.sleep(_IDLE)
+            engine.close()
             self._shown.forget(engine, self._repository)
             _logger.info("model %s (sha256 %.12s) is closed", engine.label, engine.digest)
         finally:

@@ -34,7 +34,7 @@ class Shown:
         for refusal in after.refused:  # after the versions in service: one may be both
             self._metrics.show_refused(after.name, refusal.version, refusal.reasons[0])
         if after.unloaded:
-            self._metrics.forget_model(after.name)
+            self._metrics.hide_model(after.name)
         else:
             self._metrics.show_model(after.name, ready=bool(after.served), fallback=after.fallback)
 

@@ -15,25 +15,24 @@ from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, report
 from service.repository.scanning import list_models
 from service.settings import Settings
-from service.state import DesiredState, Wishes
+from service.state import Wishes
 
 _logger = logging.getLogger(__name__)
 
 
-def load_repository(settings: Settings, metrics: Metrics, desired: DesiredState | None = None) -> Repository:
-    """Scan, prove and open what the settings and the desired state ask for.
+def load_repository(settings: Settings, metrics: Metrics, wishes: Wishes | None = None) -> Repository:
+    """Scan, prove and open what the settings ask for, and `wishes`, which win.
 
     Raises BnfoldError when the folder cannot be read or the device does not start, which is no fault of a version; and,
     unless models can still come later (polling, or an admin key), when it holds no bundle or nothing in it is proven.
     """
-    wishes: Wishes = {} if desired is None else desired.read()
     parse_policy(settings.version_policy)
     names = list_models(settings.repository, warn=True)
     shop = Workshop(settings, resolve_device(settings.device), metrics)
     _logger.info("device %s: models run on the %s", settings.device, shop.device.upper())
     entries, asides = {}, {}
     for name in names:
-        wish = wishes.get(name)
+        wish = (wishes or {}).get(name)
         if wish is not None and wish.action == "unload":
             asides[name] = Entry(name, (), unloaded=True)
             _logger.info("model %s was unloaded by request and stays so", name)
