@@ -16,8 +16,10 @@ from service.answers import error_body, send_fault, send_response
 from service.errors import Disconnected, Fault
 from service.hub import Hub
 from service.infer import find_target, infer
+from service.watch import CURRENT, ID_HEADER, identify
 
 _logger = logging.getLogger(__name__)
+_FAILURE = 500
 
 
 class Front:
@@ -32,8 +34,24 @@ class Front:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        reply = _Reply(send, closing=self._hub.lifecycle.draining)
+        request_id, watch = identify(scope["headers"]), self._hub.watch
+        reply = _Reply(send, request_id, closing=self._hub.lifecycle.draining)
+        if watch is None:
+            await self._answer(scope, receive, reply)
+            return
+        account = watch.begin(scope, request_id)
+        token = CURRENT.set(account)
         try:
+            await self._answer(scope, receive, reply)
+        finally:
+            CURRENT.reset(token)
+            account.status = reply.status
+            watch.end(account)
+
+    async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
+        try:
+            if self._hub.keys.are_asked_for:
+                self._admit(scope)
             target = find_target(scope["path"])
             if target is None:
                 await self._app(scope, receive, reply.send)
@@ -45,23 +63,39 @@ class Front:
         except Disconnected:
             return
         except Exception:
-            if reply.started:
+            if reply.status:
                 raise
-            _logger.exception("%s %s failed in an unforeseen way", scope["method"], scope["path"])
+            what = "%s %s failed in an unforeseen way"
+            _logger.exception(what, scope["method"], scope["path"], extra={"request_id": reply.request_id.decode()})
             await send_response(reply.send, 500, error_body("the server failed on this request; its log says why"))
+
+    def _admit(self, scope: Scope) -> None:
+        """Raise Unauthorized before anything of the body is read."""
+        try:
+            self._hub.keys.admit(scope["path"], scope["headers"])
+        except Fault as fault:
+            self._hub.metrics.count_stray(fault.reason)
+            raise
 
 
 class _Reply:
-    """What was sent of one response."""
+    """What was sent of one response; its status is 0 before. It carries the id of its request."""
 
-    def __init__(self, send: Send, *, closing: bool) -> None:
-        self.started = False
+    __slots__ = ("_closing", "_send", "request_id", "status")
+
+    def __init__(self, send: Send, request_id: bytes, *, closing: bool) -> None:
+        self.request_id = request_id
+        self.status = 0
         self._send = send
         self._closing = closing
 
     async def send(self, message: MutableMapping[str, Any]) -> None:
         if message["type"] == "http.response.start":
-            self.started = True
+            self.status = message["status"]
+            if self.status == _FAILURE:
+                _logger.error("a request failed", extra={"request_id": self.request_id.decode(), "status": _FAILURE})
+            headers = [*message.get("headers", []), (ID_HEADER, self.request_id)]
             if self._closing:
-                message = {**message, "headers": [*message.get("headers", []), (b"connection", b"close")]}
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
         await self._send(message)

@@ -39,7 +39,7 @@ def set_up_logs(log_format: LogFormat, worker: int | None = None) -> None:
 
 def say_where(settings: Settings, where: str) -> None:
     """Say that the server accepts requests, and who can reach it."""
-    if not settings.is_loopback:
+    if not settings.is_loopback and settings.api_key_file is None:
         _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
     several = "" if settings.workers == 1 else f" with {settings.workers} workers"
     _logger.info("serving on %s%s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, several, where)
@@ -55,7 +55,8 @@ class TextLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line; a traceback follows on lines of its own."""
         extra = "".join(f" {name}={value}" for name, value in _extra(record))
-        line = f"{_time(record)}{self._worker} {record.levelname} {record.name}: {_message(record)}{extra}"
+        message = _clean(record.getMessage() + extra)
+        line = f"{_time(record)}{self._worker} {record.levelname} {record.name}: {message}"
         return line if record.exc_info is None else f"{line}\n{self.formatException(record.exc_info)}"
 
 
@@ -72,13 +73,13 @@ class JsonLines(logging.Formatter):
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _message(record),
+            "message": _clean(record.getMessage()),
             **self._fixed,
             **dict(_extra(record)),
         }
         if record.exc_info is not None:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode("utf-8")
+        return orjson.dumps({key: _encodable(value) for key, value in line.items()}).decode("utf-8")
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -86,12 +87,17 @@ def _time(record: logging.LogRecord) -> str:
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _message(record: logging.LogRecord) -> str:
-    """The message in one line of valid text: a stranger's line break must not begin a line of the log."""
-    text = record.getMessage()[:_LONGEST]
+def _clean(text: str) -> str:
+    """A text in one line of valid characters: a stranger's line break must not begin a line of the log."""
+    text = text[:_LONGEST]
     if not text.isprintable():
         text = "".join(each if each.isprintable() else repr(each)[1:-1] for each in text)
     return text
+
+
+def _encodable(value: Any) -> Any:
+    """JSON takes numbers and texts; a text with half a character in it would be refused."""
+    return value if isinstance(value, int | float) else str(value).encode("utf-8", "replace").decode("utf-8")
 
 
 def _extra(record: logging.LogRecord) -> list[tuple[str, Any]]:
