@@ -7,7 +7,6 @@ not offered.
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,7 +45,7 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
         openapi_extra=LOAD_BODY, **_ADMIN,
     )  # fmt: skip
     async def load(request: Request, model: str) -> Response:
-        _check_admin(hub, request)
+        hub.keys.check(request.scope["headers"], "admin")
         policy = read_policy(_parameters(await _read(hub, request)))
         await hub.keeper.load(model, policy)
         return _json({})
@@ -56,7 +55,7 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
         openapi_extra=UNLOAD_BODY, **_ADMIN,
     )  # fmt: skip
     async def unload(request: Request, model: str) -> Response:
-        _check_admin(hub, request)
+        hub.keys.check(request.scope["headers"], "admin")
         check_unload(_parameters(await _read(hub, request)))
         await hub.keeper.unload(model)
         return _json({})
@@ -86,15 +85,6 @@ def check_unload(parameters: dict[str, Any]) -> None:
     if not isinstance(dependents, bool):
         raise BadRequest(f"'unload_dependents' is {dependents!r:.40}; expected true or false")
     _refuse_unknown(parameters)
-
-
-def _check_admin(hub: Hub, request: Request) -> None:
-    if hub.settings.admin_key_file is None:
-        raise Unsupported("loading and unloading is off here; it takes a server with --admin-key-file")
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").strip()
-    keys = hub.settings.admin_key_file.read_text().split()
-    if not any(hmac.compare_digest(given.encode("latin-1"), key.encode()) for key in keys):
-        raise Unsupported("loading and unloading takes an admin key; send it as Authorization: Bearer KEY")
 
 
 async def _read(hub: Hub, request: Request) -> dict[str, Any]:

@@ -13,10 +13,12 @@ from service.errors import (
     BadRequest,
     Busy,
     Fault,
+    Forbidden,
     LoadFailed,
     ModelFault,
     SlowClient,
     TooLarge,
+    Unauthorized,
     UnknownModel,
     UnknownPath,
     Unsupported,
@@ -29,6 +31,8 @@ RETRY_AFTER = b"1"  # seconds; a full queue is empty again in less
 _STATUS: dict[type[Fault], int] = {
     BadRequest: 400,
     LoadFailed: 400,
+    Unauthorized: 401,
+    Forbidden: 403,
     UnknownModel: 404,
     UnknownPath: 404,
     BadMethod: 405,
@@ -54,6 +58,8 @@ def fault_headers(fault: Fault) -> Headers:
         return [(b"allow", fault.allowed.encode("ascii"))]
     if isinstance(fault, BadEncoding):
         return [(b"accept-encoding", b"gzip, deflate")]
+    if isinstance(fault, Unauthorized):
+        return [(b"www-authenticate", b'Bearer realm="bnfold"')]
     if isinstance(fault, SlowClient):
         return [(b"connection", b"close")]
     return []

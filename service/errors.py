@@ -3,6 +3,8 @@
     Fault                  anything that ends a request without an answer from the model
     ├── BadRequest         malformed, misshapen, mistyped, unknown tensor, too many rows
     ├── LoadFailed         a version that was to be loaded is not proven
+    ├── Unauthorized       no key, or none that is known here
+    ├── Forbidden          a key that may not do this
     ├── TooLarge           a body, or what it decompresses to, above its cap
     ├── UnknownModel       no such model or version here
     ├── UnknownPath        nothing at this address
@@ -38,6 +40,18 @@ class LoadFailed(Fault):
     """A version that was to be loaded is not proven."""
 
     reason = "load_failed"
+
+
+class Unauthorized(Fault):
+    """No key, or none that is known here."""
+
+    reason = "unauthorized"
+
+
+class Forbidden(Fault):
+    """A key that may not do this."""
+
+    reason = "forbidden"
 
 
 class TooLarge(Fault):

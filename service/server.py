@@ -25,6 +25,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from service.app import create_app
+from service.keys import check_exposure
 from service.lifecycle import Lifecycle
 from service.listener import bind_socket, no_address, write_url
 from service.logs import say_where, set_up_logs
@@ -62,6 +63,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
     Raises BnfoldError when the address cannot be had, nothing is proven, or the device does not start; with several
     workers also when one of them keeps ending early.
     """
+    check_exposure(settings)
     if settings.workers > 1:
         from service.supervisor import supervise
 

@@ -106,7 +106,7 @@ def test_an_empty_variable_is_not_given():
     [
         ("max_body_bytes", "65536", 65536),
         ("max_body_bytes", "64KiB", 65536),
-        ("max_body_bytes", "1 GiB", 2**30),
+        ("max_memory_bytes", "1 GiB", 2**30),
         ("body_timeout", "20", 20.0),
         ("body_timeout", "500ms", 0.5),
         ("body_timeout", "2min", 120.0),
