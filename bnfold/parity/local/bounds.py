@@ -195,7 +195,9 @@ def lost_weights(weight: Array, scale: Array, share: Array, form: Format) -> F64
     with np.errstate(all="ignore"):
         product = weight * scale
         small = (product < 2.0**form.least_exponent) & (weight > 0) & (scale > 0)
-        return np.where(small, form.smallest / 2 * (1 / share + 1 / scale), 0.0)  # off by half of it, then summed
+        lost = form.smallest / 2 * (1 / share + 1 / scale)  # off by half of it, then summed
+        # Of a dead channel, gamma zero, `scale` is the least float64: its weights are zero, and nothing is lost.
+        return np.where(small & np.isfinite(lost), lost, 0.0)
 
 
 def constant(expr: Expr, by: Rounding) -> tuple[F64, F64]:
