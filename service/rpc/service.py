@@ -34,7 +34,7 @@ Method = Callable[[Any], Awaitable[Document]]
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
-_OPEN = frozenset({"ServerLive", "ServerReady", "ModelReady"})
+_OPEN = frozenset({"ServerLive", "ServerReady"})
 
 
 class Service:
@@ -66,7 +66,7 @@ class Service:
         yield grpc.method_handlers_generic_handler(_HEALTH.full_name, {"Check": check})
 
     def _unary(self, described: Any) -> Any:
-        """A handler that parses, answers and tells faults apart. It gets bytes: nothing is parsed before it is asked."""
+        """A handler that parses, answers and tells faults apart. It gets bytes, so that a key is asked for first."""
         name, method = described.name, self._methods.get(described.name)
         request, response = GetMessageClass(described.input_type), GetMessageClass(described.output_type)
 
@@ -83,9 +83,11 @@ class Service:
         return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_to_bytes)
 
     def _admit(self, name: str, context: Context) -> None:
-        """Check the key that a method needs. Raises Fault."""
-        if name in _ADMIN:
-            raise Unsupported("loading and unloading is off here over gRPC; POST /v2/repository/models/MODEL/load instead")
+        """Check the key that a method needs, which comes in the metadata. Raises Unauthorized, Forbidden."""
+        if name in _OPEN:
+            return
+        headers = ((key.encode(), _raw(value)) for key, value in context.invocation_metadata() or ())
+        self._hub.keys.check(headers, "admin" if name in _ADMIN else "infer")
 
     # --------------------------------------------------------------------------------------------------- inference
 
@@ -121,6 +123,8 @@ class Service:
         try:
             name = parse_message(body, health_pb2.HealthCheckRequest).service
             known = name in ("", _SERVICE.full_name)
+            if not known:
+                self._admit("ModelReady", context)
             if not known and name not in self._hub.repository.entries:
                 raise UnknownModel(f"there is no model {name!r:.80} here")
         except Exception as problem:
@@ -164,6 +168,10 @@ class Service:
         check_unload(parameters)
         await self._hub.keeper.unload(message.model_name)
         return {}
+
+
+def _raw(value: str | bytes) -> bytes:
+    return value if isinstance(value, bytes) else value.encode()
 
 
 def _to_bytes(message: Message) -> bytes:

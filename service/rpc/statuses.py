@@ -7,7 +7,19 @@ import logging
 import grpc
 
 from service.answers import RETRY_AFTER
-from service.errors import BadRequest, Busy, Expired, Fault, LoadFailed, ModelFault, TooLarge, UnknownModel, Unsupported
+from service.errors import (
+    BadRequest,
+    Busy,
+    Expired,
+    Fault,
+    Forbidden,
+    LoadFailed,
+    ModelFault,
+    TooLarge,
+    Unauthorized,
+    UnknownModel,
+    Unsupported,
+)
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -17,9 +29,11 @@ _CODES: dict[type[Fault], grpc.StatusCode] = {
     BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
     Busy: grpc.StatusCode.UNAVAILABLE,
     Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
+    Forbidden: grpc.StatusCode.PERMISSION_DENIED,
     LoadFailed: grpc.StatusCode.FAILED_PRECONDITION,
     ModelFault: grpc.StatusCode.INTERNAL,
     TooLarge: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    Unauthorized: grpc.StatusCode.UNAUTHENTICATED,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     Unsupported: grpc.StatusCode.UNIMPLEMENTED,
 }
