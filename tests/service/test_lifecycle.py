@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import socket
 from collections.abc import Iterator
@@ -202,8 +203,6 @@ def test_a_hostile_version_is_refused_in_one_sentence(built: Path, models: Path,
         with (version / "manifest.json").open("r+b") as stream:
             stream.truncate(2**40)  # sparse
     else:
-        import os
-
         (version / "fold.json").unlink()
         os.mkfifo(version / "fold.json")
     refused = operator.load()
