@@ -69,7 +69,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the record holds."""
-        line = {
+        line: dict[str, Any] = {
             "time": _time(record),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -78,8 +78,9 @@ class JsonLines(logging.Formatter):
             **dict(_extra(record)),
         }
         if record.exc_info is not None:
-            line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps({key: _encodable(value) for key, value in line.items()}).decode("utf-8")
+            trace = self.formatException(record.exc_info)
+            line["exception"] = trace[-_LONGEST:].encode("utf-8", "backslashreplace").decode("utf-8")
+        return orjson.dumps(line).decode("utf-8")
 
 
 def _time(record: logging.LogRecord) -> str:
@@ -95,11 +96,10 @@ def _clean(text: str) -> str:
     return text
 
 
-def _encodable(value: Any) -> Any:
-    """JSON takes numbers and texts; a text with half a character in it would be refused."""
-    return value if isinstance(value, int | float) else str(value).encode("utf-8", "replace").decode("utf-8")
-
-
-def _extra(record: logging.LogRecord) -> list[tuple[str, Any]]:
+def _extra(record: logging.LogRecord) -> list[tuple[str, int | float | str]]:
     found = vars(record)
-    return [(name, found[name]) for name in FIELDS if found.get(name) is not None]
+    return [(name, _readable(found[name])) for name in FIELDS if found.get(name) is not None]
+
+
+def _readable(value: Any) -> int | float | str:
+    return value if isinstance(value, int | float) else _clean(str(value))

@@ -143,7 +143,7 @@ def test_success_and_failure_are_counted_once_each(client: httpx.Client):
         ("bnfold_inference_exec_count_total", {"model": "pair"}),
         ("bnfold_inference_request_duration_seconds_count", {"model": "pair"}),
         ("bnfold_inference_queue_duration_seconds_count", {"model": "pair"}),
-        ("bnfold_inference_compute_duration_seconds_count", {"model": "pair"}),
+        ("bnfold_inference_compute_infer_duration_seconds_count", {"model": "pair"}),
     ]
     before = [count(name, **labels) for name, labels in watched]
     row = {"left": [1, 2, 3, 4], "right": [1, 2, 3, 4]}

@@ -1,0 +1,140 @@
+"""The log of a real server: ids, JSON lines, the access log, and what must never be in it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from service_runs import Process, process, until
+
+from service.logs import JsonLines, TextLines
+from service.watch import identify
+
+SECRET = "0123456789secret"
+BODY = {"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
+INFER = "/v2/models/digits/infer"
+JSON = {"BNFOLD_LOG_FORMAT": "json", "BNFOLD_DRAIN_DELAY": "0"}
+TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+
+
+def stop(server: Process) -> list[dict[str, Any]]:
+    """The log of a whole life, every line of which is JSON."""
+    server.child.send_signal(signal.SIGTERM)
+    assert server.wait() == 0, server.text()
+    return [json.loads(line) for line in server.text().splitlines()]
+
+
+def test_every_line_of_a_json_log_is_an_object_with_its_time_level_logger_and_message(
+    digits_only: Path, tmp_path: Path
+):
+    with process(digits_only, tmp_path, **JSON) as server:
+        assert httpx.post(f"{server.url}{INFER}", json=BODY).status_code == 200
+        lines = stop(server)
+    assert all(TIME.fullmatch(line["time"]) for line in lines)
+    assert {line["level"] for line in lines} <= {"info", "warning", "error"}
+    assert all(line["logger"] and line["message"] for line in lines)
+    assert [line["message"] for line in lines][-1] == "stopped"
+    assert not any("status" in line for line in lines)  # no access log unless asked for
+
+
+def test_the_access_log_has_a_line_for_each_request_and_no_key_query_or_body(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path, **JSON, BNFOLD_ACCESS_LOG="true") as server:
+        until(lambda: "answered" in server.text())  # the probe of the test itself
+        headers = {"authorization": f"Bearer {SECRET}", "x-api-key": SECRET, "x-request-id": "mine-1"}
+        answer = httpx.post(f"{server.url}{INFER}?key={SECRET}", json={**BODY, "id": SECRET}, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["x-request-id"] == "mine-1"
+        wrong = httpx.post(f"{server.url}/v2/models/no%0Ane%22/infer", content=SECRET)
+        assert wrong.status_code == 404
+        lines = stop(server)
+    assert SECRET not in server.text()
+    access = [line for line in lines if line["logger"] == "service.access" and line["path"] != "/v2/health/ready"]
+    assert [line["status"] for line in access] == [200, 404]
+    assert access[0] | {"time": "", "duration_ms": 0} == {
+        "time": "", "level": "info", "logger": "service.access", "message": "answered", "request_id": "mine-1",
+        "method": "POST", "path": INFER, "model": "digits", "version": "1", "status": 200, "duration_ms": 0,
+    }  # fmt: skip
+    assert access[0]["duration_ms"] > 0
+    assert access[1]["path"] == '/v2/models/no\\nne"/infer'
+    assert access[1]["request_id"] == wrong.headers["x-request-id"]
+
+
+def test_workers_write_their_number(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path, **JSON, BNFOLD_WORKERS="2") as server:
+        lines = stop(server)
+    assert {line.get("worker") for line in lines} == {None, 0, 1}
+
+
+def test_an_answer_carries_an_id_whatever_becomes_of_it(client: httpx.Client):
+    found = [
+        client.get("/v2"),
+        client.get("/nowhere"),
+        client.post(INFER, content=b"{}"),
+        client.post(INFER, json=BODY),
+        client.post("/models/digits/predict", content=b"x"),
+    ]
+    ids = [answer.headers.get_list("x-request-id") for answer in found]
+    assert all(len(each) == 1 for each in ids)
+    assert len({each[0] for each in ids}) == len(found)
+
+
+@pytest.mark.parametrize("sane", [b"a", b"x" * 128, b"0af7651916cd43dd8448eb211c80319c", b"Root=1-67a:b/c_d.e+f@g"])
+def test_a_sane_id_is_taken(sane: bytes):
+    assert identify([(b"host", b"x"), (b"x-request-id", sane)]) == sane
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [b"", b"x" * 129, b"a b", b"a\tb", b'a"b', b"a\nb", b"a\r\nset-cookie: b", b"\xff", b"a;b", b"a,b", b"<b>"],
+)
+def test_an_id_that_is_not_sane_is_replaced(strange: bytes):
+    made = identify([(b"x-request-id", strange)])
+    assert made != strange
+    assert re.fullmatch(rb"[0-9a-f]{12}-[0-9a-f]+", made)
+    assert identify([]) != made
+
+
+def record(message: str, **extra: Any) -> logging.LogRecord:
+    found = logging.LogRecord("service.x", logging.ERROR, "x.py", 1, message, (), None)
+    vars(found).update(extra)
+    return found
+
+
+@pytest.mark.parametrize("message", ["two\nlines", "\x1b[31mred", "half \udc80", "\u2028", "x" * 10**6])
+def test_a_strange_message_stays_one_line_of_valid_text(message: str):
+    for formatter in (TextLines(None), JsonLines(3)):
+        line = formatter.format(record(message, path=message))
+        assert line.isprintable()
+        line.encode("utf-8")
+        assert len(line) < 50_000
+    assert json.loads(JsonLines(3).format(record(message)))["worker"] == 3
+
+
+def test_an_exception_is_in_the_log_in_both_formats():
+    try:
+        raise ValueError("inner words")
+    except ValueError as problem:
+        found = record("it failed", exc_info=(ValueError, problem, problem.__traceback__), request_id="r-1")
+    assert json.loads(JsonLines(None).format(found))["exception"].endswith("ValueError: inner words")
+    text = TextLines(None).format(found)
+    assert text.splitlines()[0].endswith("ERROR service.x: it failed request_id=r-1")
+    assert text.endswith("ValueError: inner words")
+
+
+def test_a_request_that_fails_by_our_fault_is_in_the_log_with_its_id(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def broken(*_: Any) -> None:
+        raise RuntimeError("inner words")
+
+    monkeypatch.setattr("service.infer.parse_request", broken)
+    answer = client.post(INFER, json=BODY, headers={"x-request-id": "mine-2"})
+    assert answer.status_code == 500
+    assert answer.headers["x-request-id"] == "mine-2"
+    assert "mine-2" in {vars(line).get("request_id") for line in caplog.records if line.levelno == logging.ERROR}
