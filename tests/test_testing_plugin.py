@@ -113,6 +113,13 @@ def test_report_of_an_unknown_kind_is_refused_before_any_test_runs(runs):
     result.stderr.fnmatch_lines(["ERROR: --bnfold-report is parity.pdf, expected a file ending in .html, .json, .xml"])
 
 
+def test_report_in_place_of_a_folder_is_refused_before_any_test_runs(runs, pytester):
+    pytester.mkdir("parity.html")
+    result = runs(TESTS, "--bnfold-report=parity.html")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: --bnfold-report is parity.html, a folder; expected the name of a file*"])
+
+
 def test_plugin_that_is_not_used_imports_nothing_heavy(runs):
     heavy = "numpy", "onnx", "onnxruntime", "torch", "bnfold.testing", "bnfold.parity", "bnfold.folding"
     text = f"import sys\ndef test_it(): assert not [name for name in {heavy} if name in sys.modules]"

@@ -38,8 +38,11 @@ def add(commands: Commands) -> None:
 
 def run(options: argparse.Namespace, console: Console) -> int:
     """Print one row for every norm of the source."""
+    from bnfold.pages.page import check_place, write_page
     from bnfold.reference import inspect
 
+    if options.html is not None:
+        check_place(options.html)
     console.progress(f"reading {options.source}")
     found = inspect(
         options.source,
@@ -57,7 +60,6 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if options.html is not None and found.after is not None:
         from bnfold.commands.console import shown
         from bnfold.pages.inspection import render
-        from bnfold.pages.page import write_page
 
         console.progress(f"drawing {options.html}")
         page = render(_name(options.source), found.report, found.plan, found.before, found.after)

@@ -11,6 +11,7 @@ from typing import Any
 
 import bnfold
 from bnfold.errors import DataError
+from bnfold.pages.page import write_page
 from bnfold.parity.report import ParityReport, TierResult
 from bnfold.testing.proof import ParityProof
 
@@ -21,6 +22,8 @@ def check_path(path: str) -> None:
     """Raises DataError for a file that no report can be written to."""
     if Path(path).suffix not in ENDINGS:
         raise DataError(f"--bnfold-report is {path}, expected a file ending in {', '.join(ENDINGS)}")
+    if Path(path).is_dir():
+        raise DataError(f"--bnfold-report is {path}, a folder; expected the name of a file, as in {path}/parity.html")
 
 
 def pack(test: str, proof: ParityProof) -> str:
@@ -65,6 +68,6 @@ def write(packed: Sequence[str], path: str) -> None:
             text = json.dumps(report.to_dict(), indent=2) + "\n"
     try:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, encoding="utf-8")
     except OSError as problem:
         raise DataError(f"the report cannot be written to {path} ({problem.strerror}); give another file") from problem
+    write_page(text, Path(path), ENDINGS)  # whole or not at all
