@@ -156,6 +156,28 @@ def test_a_source_may_be_a_whole_number() -> None:
     assert one(checked(model, x, "w.folded", lambda array: array * 1.01)).bad
 
 
+@pytest.mark.parametrize("large", [1e6, 1e8, 1e10])
+def test_a_shift_beside_a_channel_of_another_size_is_no_point(large: float) -> None:
+    """What the pool gives is another number in the folded graph, if only by a shift that is 1e-10 of one channel."""
+    b = Builder(np.random.default_rng(0))
+    weight = b.weight(4, 1, 3, 3)
+    weight[0] *= large
+    y = b.node("Conv", ["input", b.constant("w", weight), b.constant("c", b.normal(4))], group=4)
+    y = b.node("MaxPool", [y], kernel_shape=[2, 2])
+    y = b.node(
+        "Mul", [b.node("Add", [y, b.constant("shift", b.normal(4, 1, 1))]), b.constant("one", np.ones((4, 1, 1)))]
+    )
+    model = b.model((None, 4, 8, 8), b.node("Sigmoid", [y]), 4)
+    x = inputs_for(model)
+    found = checked(model, x)
+    assert not found.apart
+    (result,) = [result for result in found.results if result.tensor]
+    assert result.holds, result.sentence()
+    assert 0 < result.worst_ratio < 1
+    spoilt = checked(model, x, "c.folded", lambda array: array + 0.01 * np.eye(4)[2])
+    assert [result.bad_channels for result in spoilt.results if result.bad] == [(2,)]
+
+
 def test_a_size_that_float32_rounds_otherwise_than_float64_has_no_bound() -> None:
     """10 times float32(0.7) is 7 in float32 and less in float64, and the size of an interpolation its floor."""
     notes = {}

@@ -28,6 +28,9 @@ F64 = np.ndarray[Any, np.dtype[np.float64]]
 # Of the largest element: far above what float64 loses on the way (1e-13 in 152 layers), far below the mildest wrong
 # fold (an epsilon of 1e-5 that is dropped changes a scale by 5e-6).
 TOLERANCE = 1e-9
+# The same for each channel, of its own largest element: a shift of 1 is nothing beside another channel of 1e10. What is
+# below this part of the largest element of all is what float64 loses, and says nothing (a dead channel, say).
+_NOISE = 1e-12
 _GLANCE = 64  # elements
 
 
@@ -51,14 +54,19 @@ def exact_points(reference: ir.Model, edits: Sequence[Edit], feeds: Sequence[Map
     before, after = to_proto(reference), to_proto(exact)
     old, new = written(before), written(after)
     gone = [name for name in old if name not in new]
+    outputs = [value.name for value in before.graph.output]  # which a fold must leave as they are
     same = {value.name: value.name for value in before.graph.input}
     candidates = {name: [name, *gone] if name in old else [*gone, *old] for name in new}
     for feed in feeds:
         left, right = run_values(before, feed, old), run_values(after, feed, new)
         candidates = {name: [o for o in others if o in left] for name, others in candidates.items() if name in right}
-        candidates = {name: _equals(name, others, left, right[name]) for name, others in candidates.items()}
+        candidates = {
+            name: [name]
+            if name in outputs and name in others and _is_equal(left[name], right[name])
+            else _equals(name, others, left, right[name])
+            for name, others in candidates.items()
+        }
     same |= {name: others[0] for name, others in candidates.items() if others}
-    outputs = [value.name for value in before.graph.output]
     apart = {name: _distance(left[name], right[name]) for name in outputs if same.get(name) != name and name in right}
     return Points(same, apart)
 
@@ -75,9 +83,14 @@ def written(model: onnx.ModelProto) -> list[str]:
 
 def _equals(name: str, others: Sequence[str], left: Mapping[str, Array], right: Array) -> list[str]:
     """Those of some values that equal one of the folded graph; the one of the same name alone, if it does."""
-    if name in others and _is_equal(left[name], right):
+    if name in others and _is_same(left[name], right):
         return [name]
-    return [other for other in others if other != name and _is_equal(left[other], right)]
+    return [other for other in others if other != name and _is_same(left[other], right)]
+
+
+def _is_same(left: Array, right: Array) -> bool:
+    """Equal as a whole, and channel by channel, on whichever axis the channels are."""
+    return _is_equal(left, right) and all(_is_equal_along(left, right, axis) for axis in {1, left.ndim - 1})
 
 
 def _is_equal(left: Array, right: Array) -> bool:
@@ -90,6 +103,17 @@ def _is_equal(left: Array, right: Array) -> bool:
         if np.any(np.abs(few[0] - few[1]) > TOLERANCE * scale):
             return False
     return _distance(left, right) <= TOLERANCE
+
+
+def _is_equal_along(left: Array, right: Array, axis: int) -> bool:
+    """Each slice of an axis that may hold the channels, of its own size."""
+    if not 0 < axis < left.ndim or not left.size:
+        return True
+    rest = tuple(at for at in range(left.ndim) if at != axis)
+    with np.errstate(all="ignore"):
+        difference = np.abs(left - right)
+        difference, size = (np.where(np.isfinite(part), part, 0.0) for part in (difference, np.abs(left)))
+    return bool(np.all(difference.max(rest) <= np.maximum(TOLERANCE * size.max(rest), _NOISE * size.max())))
 
 
 def _distance(left: Array, right: Array) -> float:
