@@ -103,7 +103,7 @@ def test_docs_of_the_command_line_are_those_of_the_parsers():
         (["inspect", "x.onnx", "--numbers", "nan"], "found 'nan'; expected a number from 0"),
         (["inspect", "x.onnx", "--numbers", "one"], "found 'one'"),
         (["unfold", "models/x"], "-o"),
-        (["serve", "--port", "65536"], "expected a port from 0 to 65535"),
+        (["serve", "--port", "65536"], "expected a whole number from 0 to 65535"),
         (["serve", "--device", "tpu"], "'tpu'"),
         (["inspect", "x.onnx", "--jso"], "unrecognized arguments: --jso"),
     ],
