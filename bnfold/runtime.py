@@ -62,7 +62,13 @@ def _check_install_once() -> None:
 
 
 def open_session(
-    model: Path | bytes, *, optimise: bool, device: Device = "cpu", threads: int = 1, tf32: bool = False
+    model: Path | bytes,
+    *,
+    optimise: bool,
+    device: Device = "cpu",
+    threads: int = 1,
+    tf32: bool = False,
+    cuda: Mapping[str, str] | None = None,
 ) -> ort.InferenceSession:
     """Open a session on a model file or its bytes.
 
@@ -70,6 +76,7 @@ def open_session(
     ONNX Runtime would otherwise fold it too and the comparison would prove nothing. `device="cuda"` gives CUDA or a
     NoCuda; `"auto"` takes CUDA where it starts and the CPU otherwise (`session.get_providers()` tells which).
     tf32: whether CUDA may round the factors of float32 products to TF32, as the runtime does by itself; off here.
+    cuda: more options of the CUDA provider; a session with them refuses a model of which a node would run on the CPU.
     """
     _check_install_once()
     import onnxruntime as ort
@@ -77,7 +84,11 @@ def open_session(
     source = model if isinstance(model, bytes) else str(model)
     label = "the model" if isinstance(model, bytes) else str(model)
     if device in ("cuda", "auto"):
-        session = _open_cuda(ort, source, _options(ort, optimise, threads), tf32=tf32, required=device == "cuda")
+        options = _options(ort, optimise, threads)
+        if cuda is not None:
+            options.add_session_config_entry("session.disable_cpu_ep_fallback", "1")
+        provider = {"use_tf32": "1" if tf32 else "0", **(cuda or {})}
+        session = _open_cuda(ort, source, options, provider, required=device == "cuda")
         if session is not None:
             return session
     try:
@@ -111,8 +122,8 @@ def _options(ort: Any, optimise: bool, threads: int) -> Any:
     return options
 
 
-def _open_cuda(ort: Any, source: bytes | str, options: Any, *, tf32: bool, required: bool) -> Any:
-    providers: list[Any] = [("CUDAExecutionProvider", {"use_tf32": "1" if tf32 else "0"})]
+def _open_cuda(ort: Any, source: bytes | str, options: Any, provider: Mapping[str, str], *, required: bool) -> Any:
+    providers: list[Any] = [("CUDAExecutionProvider", dict(provider))]
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         reason = "this build of ONNX Runtime has no CUDA provider"
     else:

@@ -53,7 +53,7 @@ def status_of(fault: Fault) -> int:
 def fault_headers(fault: Fault) -> Headers:
     """What a response to this fault needs beside its body."""
     if isinstance(fault, Busy):
-        return [(b"retry-after", RETRY_AFTER)]
+        return [(b"retry-after", str(fault.retry_after).encode("ascii"))]
     if isinstance(fault, BadMethod):
         return [(b"allow", fault.allowed.encode("ascii"))]
     if isinstance(fault, BadEncoding):

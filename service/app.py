@@ -32,7 +32,7 @@ from service.repository.keeper import Keeper
 from service.repository.proving import Workshop
 from service.repository.shown import Shown
 from service.routes import build_router
-from service.rpc.door import grpc_door
+from service.rpc.door import check_grpc, grpc_door
 from service.settings import Settings
 from service.state import DesiredState
 from service.traces import open_watch
@@ -81,7 +81,10 @@ def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
     look = desired.look()
     repository = load_repository(settings, metrics, look.wishes)
     batcher = Batcher(
-        workers=settings.thread_count, max_batch_rows=settings.max_batch_rows, max_queue_rows=settings.max_queue_rows
+        workers=settings.thread_count,
+        max_batch_rows=settings.max_batch_rows,
+        max_queue_rows=settings.max_queue_rows,
+        max_delay=settings.max_delay,
     )
     shop = Workshop(settings, repository.device, metrics)
     return Hub(

@@ -1,8 +1,9 @@
-"""The queue in front of the runtime: what waits is run together, and each caller gets its own rows back.
+"""The workers in front of the runtime: what waits is run together, and each caller gets its own rows back.
 
-Requests wait in lanes, one for each model and shape, so that shapes never mix; the lanes take turns. A worker takes
-what its lane holds, up to `max_batch_rows`, without waiting for more. Bounded in rows: a full queue answers at once.
-A request that is cancelled while it waits leaves the queue and never reaches the runtime.
+A worker takes what waits for one model and one shape, up to `max_batch_rows`, and waits for more only when `max_delay`
+says so. Models take turns by the seconds of runtime that they have had (start-time fair queueing, Goyal et al. 1996),
+so that a greedy one cannot starve another. The queue is bounded in rows, and a request that could not be answered
+before its deadline is refused at once. One that is cancelled or out of time never reaches the runtime.
 """
 
 from __future__ import annotations
@@ -10,76 +11,47 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import threading
 import time
-from collections import Counter, OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from queue import Empty, SimpleQueue
-from typing import Any, Protocol
+from queue import SimpleQueue
 
 import numpy as np
 
+from service.backlog import DEFAULT_PRIORITY, PRIORITIES, Array, Backlog, Model, Outputs, Ticket
 from service.errors import Busy, Disconnected, Expired, Fault, ModelFault
-
-Array = np.ndarray[Any, np.dtype[Any]]
-Outputs = Mapping[str, Array]
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 10.0  # seconds that stop() gives a worker that is still inside the runtime
+_SWEEP = 5e-6  # seconds a request between two looks for deadlines, so that looking stays a small part of the work
 
-
-class Model(Protocol):
-    """What the batcher needs to know of a model."""
-
-    @property
-    def label(self) -> str:
-        """How messages name it."""
-
-    @property
-    def batchable(self) -> bool:
-        """Whether rows of different requests may be run together: axis 0 of every tensor is the batch."""
-
-    def run(self, inputs: Mapping[str, Array]) -> Outputs:
-        """Run the model, in any thread. Raises ModelFault."""
-
-    def count_batch(self, rows: int, seconds: float) -> None:
-        """Told of every run, also one that failed, in the worker's thread."""
-
-
-class Ticket:
-    """One request in the queue. Times are of `time.perf_counter`."""
-
-    __slots__ = ("future", "immediate", "inputs", "lane", "model", "queued", "rows", "started", "waiting")
-
-    def __init__(self, model: Model, inputs: Mapping[str, Array], rows: int, future: asyncio.Future[Outputs]) -> None:
-        self.model = model
-        self.inputs = inputs
-        self.rows = rows
-        self.future = future
-        self.lane: Any = None
-        self.waiting = True
-        self.immediate = False
-        self.queued = time.perf_counter()
-        self.started = self.queued
+Run = tuple[int, float, float, float, int]  # rows; seconds of joining, computing, splitting; requests
+Answers = Sequence[Outputs | Exception]
 
 
 class Batcher:
-    """Worker threads behind a bounded queue. start, infer, cancel and stop belong to one event loop."""
+    """Worker threads behind a bounded queue. start, infer, submit, cancel and stop belong to one event loop."""
 
-    def __init__(self, *, workers: int, max_batch_rows: int, max_queue_rows: int) -> None:
+    def __init__(self, *, workers: int, max_batch_rows: int, max_queue_rows: int, max_delay: float = 0.0) -> None:
         self._workers = workers
         self._max_batch_rows = max_batch_rows
         self._max_queue_rows = max_queue_rows
+        self._max_delay = max_delay
         self._lock = threading.Lock()
-        self._lanes: OrderedDict[Any, deque[Ticket]] = OrderedDict()
-        self._waiting_rows: Counter[Model] = Counter()
-        self._waiting = 0
-        self._running = 0
-        # One token a ticket: a worker sleeps in C until there is one. Never fewer tokens than tickets.
-        self._tokens: SimpleQueue[bool] = SimpleQueue()
+        # Models whose batch may be run now. While there is one and a worker sleeps, a token is on its way to it.
+        self._ripe: dict[Backlog, None] = {}
+        self._held: dict[Backlog, asyncio.TimerHandle] = {}
+        self._idle = 0
+        self._tokens: SimpleQueue[None] = SimpleQueue()  # a worker sleeps in C until there is one
+        self._clock = 0.0  # the turn of the model that was served last
+        self._running = 0.0  # seconds that the batches in the runtime are expected to take
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
+        self._open: dict[Ticket, None] = {}  # on the loop alone: all that have no answer yet
+        self._sweeper: asyncio.TimerHandle | None = None
+        self._sweep_at = math.inf
 
     def start(self) -> None:
         """Start the workers; answers are delivered on the running loop."""
@@ -91,13 +63,26 @@ class Batcher:
 
     async def stop(self) -> None:
         """Finish what is queued, then end the workers."""
-        self._stopped = True
-        self._tokens.put(False)
+        with self._lock:
+            self._stopped = True
+            for backlog in list(self._held):
+                self._ripen(backlog)
+            sleeping, self._idle = self._idle, 0
+        for _ in range(sleeping):
+            self._tokens.put(None)
         await asyncio.to_thread(self._join)
+        if self._sweeper is not None:
+            self._sweeper.cancel()
 
-    def waiting_rows(self, model: Model) -> int:
+    @staticmethod
+    def waiting_rows(model: Model) -> int:
         """Rows of a model in the queue now."""
-        return self._waiting_rows[model]
+        return model.backlog.rows
+
+    @staticmethod
+    def waiting_requests(model: Model) -> int:
+        """Requests of a model in the queue now."""
+        return model.backlog.tickets
 
     async def infer(
         self,
@@ -106,131 +91,220 @@ class Batcher:
         rows: int,
         *,
         timeout: float,
+        priority: int = 0,
         gone: Callable[[], Awaitable[None]] | None = None,
     ) -> tuple[Outputs, float]:
         """Run a request; gives its outputs and the seconds it waited in the queue.
 
-        inputs: in the order of the model's inputs, each with `rows` rows along axis 0. gone: returns when the client
-        has left. Raises Busy (queue full, stopping), Expired (`timeout` seconds over), Disconnected, ModelFault.
+        inputs: in the order of the model's inputs, each with `rows` rows along axis 0. priority: 1 goes first; 0, or
+        one that there is not, is the default. gone: returns when the client has left. Raises Busy (queue full, no
+        answer to be expected in time, stopping), Expired (`timeout` seconds over), Disconnected, ModelFault.
         """
-        ticket = self.submit(model, inputs, rows)
-        loop = ticket.future.get_loop()
-        timer = loop.call_later(timeout, self._expire, ticket, timeout)
+        ticket = self.submit(model, inputs, rows, timeout, priority)
         # A ticket that a free worker takes at once is not worth a task that waits for the client to leave.
-        watch = None if gone is None or ticket.immediate else loop.create_task(self._watch(ticket, gone))
+        watch = None
+        if gone is not None and not ticket.immediate:
+            watch = ticket.future.get_loop().create_task(self._watch(ticket, gone))
         try:
-            return await ticket.future, ticket.started - ticket.queued
+            return await self.answer(ticket), ticket.started - ticket.queued
         finally:
-            timer.cancel()
             if watch is not None:
                 watch.cancel()
+
+    def submit(self, model: Model, inputs: Mapping[str, Array], rows: int, timeout: float, priority: int = 0) -> Ticket:
+        """Queue a request, to be awaited with `answer`. Raises Busy."""
+        loop = self._loop
+        if loop is None or self._stopped:
+            raise Busy("the server is stopping; try again elsewhere")
+        level = priority if 1 <= priority <= PRIORITIES else DEFAULT_PRIORITY
+        ticket = Ticket(model, inputs, rows, level, time.perf_counter(), timeout, loop.create_future())
+        backlog = model.backlog
+        with self._lock:
+            if backlog.tickets:
+                self._admit(ticket, backlog)
+            backlog.add(ticket)
+            if backlog not in self._ripe:
+                if self._max_delay and model.batchable and backlog.rows < self._max_batch_rows:
+                    self._hold(backlog, loop)
+                else:
+                    self._ripen(backlog)
+            ticket.immediate = self._wake()
+        self._open[ticket] = None
+        if ticket.deadline < self._sweep_at:
+            self._sweep_in(timeout, ticket.deadline, loop)
+        return ticket
+
+    async def answer(self, ticket: Ticket) -> Outputs:
+        """Wait for the outputs of a ticket. Raises Expired, Disconnected, ModelFault."""
+        try:
+            return await ticket.future
+        except asyncio.CancelledError:
             self.cancel(ticket)
             if not ticket.future.cancelled():
                 ticket.future.exception()  # seen, also when this task was cancelled at the same moment
-
-    def submit(self, model: Model, inputs: Mapping[str, Array], rows: int) -> Ticket:
-        """Queue a request. Raises Busy when the queue is full or the server is stopping."""
-        if self._loop is None or self._stopped:
-            raise Busy("the server is stopping; try again elsewhere")
-        ticket = Ticket(model, inputs, rows, self._loop.create_future())
-        shapes = tuple(array.shape[1:] for array in inputs.values()) if model.batchable else None
-        ticket.lane = (model, shapes)
-        with self._lock:
-            waiting = self._waiting_rows[model]
-            if waiting + rows > self._max_queue_rows:
-                raise Busy(f"{waiting} rows wait for model {model.label} already; try again")
-            self._waiting_rows[model] = waiting + rows
-            self._waiting += 1
-            self._lanes.setdefault(ticket.lane, deque()).append(ticket)
-            ticket.immediate = self._waiting + self._running <= self._workers
-        self._tokens.put(True)
-        return ticket
+            raise
+        finally:
+            del self._open[ticket]
 
     def cancel(self, ticket: Ticket) -> None:
         """Take a ticket out of the queue if it is still there; its answer is not wanted any more."""
-        with self._lock:
-            if ticket.waiting:
-                lane = self._lanes[ticket.lane]
-                lane.remove(ticket)
-                if not lane:
-                    del self._lanes[ticket.lane]
-                self._leave(ticket)
+        self._leave(ticket)
         ticket.future.cancel()
 
-    def _leave(self, ticket: Ticket) -> None:
-        ticket.waiting = False
-        self._waiting -= 1
-        self._waiting_rows[ticket.model] -= ticket.rows
+    def abandon(self, ticket: Ticket) -> None:
+        """The client of a ticket has left: its `answer` raises Disconnected."""
+        self._fail(ticket, Disconnected())
 
-    def _expire(self, ticket: Ticket, timeout: float) -> None:
-        self._fail(ticket, Expired(f"no answer within {timeout:g} s; try again, or allow more time"))
+    # ------------------------------------------------------------------------------------------ admission, deadlines
+
+    def _admit(self, ticket: Ticket, backlog: Backlog) -> None:
+        """Raise Busy rather than let a request wait that finds the queue full or would be answered too late.
+
+        Only asked when something waits already, so that a measure that is wrong is always measured anew.
+        """
+        if backlog.rows + ticket.rows > self._max_queue_rows:
+            excess = backlog.rows + ticket.rows - self._max_queue_rows
+            raise Busy(
+                f"{backlog.rows} rows wait for model {ticket.model.label} already; try again",
+                _whole_seconds(backlog.cost(excess) / self._workers),
+            )
+        if not backlog.pace:
+            return
+        expected = self._expect(ticket, backlog)
+        if expected > ticket.timeout:
+            raise Busy(
+                f"an answer from model {ticket.model.label} is to be expected in {expected:.3g} s, and the request "
+                f"allows {ticket.timeout:.3g} s; try again later, or allow more time",
+                _whole_seconds(expected - ticket.timeout),
+            )
+
+    def _expect(self, ticket: Ticket, backlog: Backlog) -> float:
+        """The seconds until a new ticket would be answered: those before it, its share beside other models, itself."""
+        before = backlog.rows_before(ticket.level)
+        own = backlog.cost(before)
+        batch = backlog.cost(max(ticket.rows, min(self._max_batch_rows, before + ticket.rows)))
+        others = 0.0
+        if len(self._ripe) > 1:
+            others = sum(min(own + batch, other.cost(other.rows)) for other in self._ripe if other is not backlog)
+        return (self._running + own + others) / self._workers + batch
+
+    def _sweep_in(self, seconds: float, at: float, loop: asyncio.AbstractEventLoop) -> None:
+        if self._sweeper is not None:
+            self._sweeper.cancel()
+        self._sweep_at = at
+        self._sweeper = loop.call_later(seconds, self._sweep, loop)
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Fail every ticket whose time is over. One timer for all: a timer each would cost every request."""
+        now = time.perf_counter()
+        first = math.inf
+        for ticket in self._open:
+            if ticket.deadline <= now:
+                self._fail(ticket, _expired(ticket))
+            elif ticket.deadline < first:
+                first = ticket.deadline
+        self._sweep_at, self._sweeper = math.inf, None
+        if first < math.inf:
+            first = max(first, now + _SWEEP * len(self._open))
+            self._sweep_in(first - now, first, loop)
 
     async def _watch(self, ticket: Ticket, gone: Callable[[], Awaitable[None]]) -> None:
         await gone()
-        self._fail(ticket, Disconnected())
+        self.abandon(ticket)
 
     def _fail(self, ticket: Ticket, problem: Exception) -> None:
         if not ticket.future.done():
             ticket.future.set_exception(problem)
-            self.cancel(ticket)
+            self._leave(ticket)
+
+    def _leave(self, ticket: Ticket) -> None:
+        if not ticket.waiting:  # it never waits again
+            return
+        with self._lock:
+            if ticket.waiting:
+                backlog = ticket.model.backlog
+                backlog.remove(ticket)
+                if not backlog.tickets:
+                    self._ripe.pop(backlog, None)
+
+    # ------------------------------------------------------------------------------------------------ under the lock
+
+    def _hold(self, backlog: Backlog, loop: asyncio.AbstractEventLoop) -> None:
+        if backlog not in self._held:
+            self._held[backlog] = loop.call_later(self._max_delay, self._end_hold, backlog)
+
+    def _end_hold(self, backlog: Backlog) -> None:
+        with self._lock:
+            self._ripen(backlog)
+            self._wake()
+
+    def _ripen(self, backlog: Backlog) -> None:
+        """Let workers take what waits for a model."""
+        timer = self._held.pop(backlog, None)
+        if timer is not None:
+            timer.cancel()
+        if backlog.tickets:
+            backlog.turn = max(backlog.turn, self._clock)
+            self._ripe[backlog] = None
+
+    def _wake(self) -> bool:
+        """Wake a worker if there is something for it and one sleeps."""
+        if self._idle and self._ripe:
+            self._idle -= 1
+            self._tokens.put(None)
+            return True
+        return False
 
     # ------------------------------------------------------------------------------------- in the workers' threads
 
     def _work(self) -> None:
         while True:
-            if not self._tokens.get():
-                self._tokens.put(False)  # the sign to stop is for every worker
-                if not self._lanes:
-                    return
-            batch = self._take()
-            if not batch:
-                continue
-            try:
-                self._run(batch)
-            finally:
-                with self._lock:
-                    self._running -= 1
+            with self._lock:
+                batch, late, cost = self._take()
+                if not batch and not late:
+                    if self._stopped and not self._held:
+                        return
+                    self._idle += 1
+            if batch or late:
+                self._run(batch, late, cost)
+            else:
+                self._tokens.get()
 
-    def _take(self) -> list[Ticket]:
-        """The tickets of the lane whose turn it is, as many as go into one batch."""
-        batch: list[Ticket] = []
-        rows = 0
-        with self._lock:
-            if not self._lanes:
-                return batch
-            key, lane = self._lanes.popitem(last=False)
-            alone = not lane[0].model.batchable
-            while lane and (not batch or (not alone and rows + lane[0].rows <= self._max_batch_rows)):
-                ticket = lane.popleft()
-                self._leave(ticket)
-                rows += ticket.rows
-                batch.append(ticket)
-            if lane:
-                self._lanes[key] = lane
-            self._running += 1
-        self._return_tokens(len(batch) - 1)
-        return batch
+    def _take(self) -> tuple[list[Ticket], list[Ticket], float]:
+        """A batch of the model whose turn it is, what was found too late, and the seconds that it is charged with."""
+        if not self._ripe:
+            return [], [], 0.0
+        backlog = next(iter(self._ripe)) if len(self._ripe) == 1 else min(self._ripe, key=_turn)
+        batch, late = backlog.take(self._max_batch_rows, time.perf_counter())
+        if not backlog.tickets:
+            del self._ripe[backlog]
+        cost = backlog.cost(sum([ticket.rows for ticket in batch]))
+        self._clock = backlog.turn
+        backlog.turn += cost
+        self._running += cost
+        self._wake()
+        return batch, late, cost
 
-    def _return_tokens(self, count: int) -> None:
-        """Use up the tokens of the other tickets of a batch, so that no worker wakes for them."""
-        for _ in range(count):
-            try:
-                if not self._tokens.get_nowait():
-                    self._tokens.put(False)
-                    return
-            except Empty:  # another worker has it in its hand and will find nothing
-                return
-
-    def _run(self, batch: Sequence[Ticket]) -> None:
-        started = time.perf_counter()
-        for ticket in batch:
-            ticket.started = started
-        answers = _run_together(batch)
+    def _run(self, batch: list[Ticket], late: list[Ticket], cost: float) -> None:
+        answers: list[Outputs | Exception] = []
+        runs: list[Run] = []
+        if batch:
+            started = time.perf_counter()
+            for ticket in batch:
+                ticket.started = started
+            answers = _run_together(batch, runs)
+            spent = time.perf_counter() - started
+            with self._lock:
+                backlog = batch[0].model.backlog
+                backlog.turn += spent - cost
+                self._running -= cost
+                backlog.measure(sum([ticket.rows for ticket in batch]), spent)
+        answers += [_expired(ticket) for ticket in late]
         try:
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(_deliver, batch, answers)
+                self._loop.call_soon_threadsafe(_deliver, batch + late, answers, runs)
         except RuntimeError:  # the loop was closed by force: there is nobody left to answer
-            _logger.debug("%d answers came after the end of the loop", len(batch))
+            _logger.debug("%d answers came after the end of the loop", len(answers))
 
     def _join(self) -> None:
         until = time.monotonic() + _PATIENCE
@@ -238,41 +312,63 @@ class Batcher:
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _run_together(batch: Sequence[Ticket]) -> list[Outputs | Exception]:
+def _turn(backlog: Backlog) -> float:
+    return backlog.turn
+
+
+def _whole_seconds(seconds: float) -> int:
+    """For Retry-After: whole seconds, at least one."""
+    return max(1, math.ceil(seconds))
+
+
+def _expired(ticket: Ticket) -> Expired:
+    return Expired(f"no answer within {ticket.timeout:g} s; try again, or allow more time")
+
+
+def _run_together(batch: Sequence[Ticket], runs: list[Run]) -> list[Outputs | Exception]:
     """One answer a ticket. When a batch fails, each of its requests is run alone: one must not spoil the others."""
     model = batch[0].model
-    started = time.perf_counter()
     try:
-        try:
-            return _call(batch)
-        finally:
-            model.count_batch(sum(ticket.rows for ticket in batch), time.perf_counter() - started)
+        return _call(batch, runs)
     except Exception as problem:
         if len(batch) > 1:
-            return [answer for ticket in batch for answer in _run_together([ticket])]
+            return [answer for ticket in batch for answer in _run_together([ticket], runs)]
         if isinstance(problem, Fault):
             return [problem]
         _logger.exception("model %s failed in an unforeseen way", model.label)
         return [ModelFault(f"model {model.label} failed on this input; the server's log says why")]
 
 
-def _call(batch: Sequence[Ticket]) -> list[Outputs | Exception]:
-    model = batch[0].model
-    if len(batch) == 1:
-        return [model.run(batch[0].inputs)]
-    joined = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in batch[0].inputs}
-    return list(_split(model.run(joined), [ticket.rows for ticket in batch]))
+def _call(batch: Sequence[Ticket], runs: list[Run]) -> list[Outputs | Exception]:
+    model, inputs = batch[0].model, batch[0].inputs
+    started = joined = run = time.perf_counter()
+    rows = [ticket.rows for ticket in batch]
+    try:
+        if len(batch) > 1:
+            inputs = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in inputs}
+            joined = run = time.perf_counter()
+        try:
+            outputs = model.run(inputs)
+        finally:
+            run = time.perf_counter()
+        return [outputs] if len(batch) == 1 else list(_split(outputs, rows))
+    finally:
+        runs.append((sum(rows), joined - started, run - joined, time.perf_counter() - run, len(batch)))
 
 
 def _split(outputs: Outputs, rows: Sequence[int]) -> list[Outputs]:
-    bounds = np.cumsum([0, *rows])
+    bounds = [0, *itertools.accumulate(rows)]
     if any(array.shape[:1] != (bounds[-1],) for array in outputs.values()):
         raise ModelFault("the outputs of a batch do not have its rows")
     return [{name: array[start:end] for name, array in outputs.items()} for start, end in itertools.pairwise(bounds)]
 
 
-def _deliver(batch: Sequence[Ticket], answers: Sequence[Outputs | Exception]) -> None:
+def _deliver(batch: Sequence[Ticket], answers: Answers, runs: Sequence[Run]) -> None:
     """On the loop, once a batch."""
+    if runs:
+        count = batch[0].model.count_batch
+        for run in runs:
+            count(*run)
     for ticket, answer in zip(batch, answers, strict=True):
         if ticket.future.done():
             continue

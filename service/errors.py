@@ -101,9 +101,16 @@ class SlowClient(Fault):
 
 
 class Busy(Fault):
-    """The queue is full, or the server is stopping: try again."""
+    """The queue is full, no answer is to be expected in time, or the server is stopping: try again.
+
+    retry_after: in so many seconds.
+    """
 
     reason = "busy"
+
+    def __init__(self, message: str, retry_after: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class NotReady(Busy):

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
-from service.batcher import Batcher, Outputs
+from service.backlog import Outputs
+from service.batcher import Batcher
 from service.body import Budget
 from service.engine import Engine
 from service.errors import Busy, Disconnected, Fault
@@ -79,6 +80,7 @@ class Hub:
         timeout: float | None,
         receive: Receive | None,
         count: Count,
+        priority: int = 0,
     ) -> Outputs:
         """Run a request through the queue; see `Batcher.infer`. timeout: at most the server's own.
 
@@ -92,6 +94,7 @@ class Hub:
             inputs,
             rows,
             timeout=limit if timeout is None else min(timeout, limit),
+            priority=priority,
             gone=None if receive is None else _until_gone(receive),
         )
         if account is not None:
@@ -110,14 +113,14 @@ class Count:
 
     def use(self, engine: Engine) -> Engine:
         """Hold a version until the end of the request: one that leaves service is closed when nobody holds it."""
-        engine.in_flight += 1
+        engine.take()
         self.engine = engine
         return engine
 
     def release(self) -> None:
         """The end of `use`."""
         if self.engine is not None:
-            self.engine.in_flight -= 1
+            self.engine.release()
 
     def succeed(self) -> None:
         """It was answered."""

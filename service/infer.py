@@ -60,7 +60,9 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
         body = await read_body(scope, receive, lease, hub.settings, hub.pool)
         header_length = parse_header_length(find_header(scope["headers"], _HEADER_LENGTH), len(body))
         request = parse_request(body, header_length, engine.signature, hub.limits)
-        outputs = await hub.infer(engine, request.inputs, request.rows, request.timeout, receive, count)
+        outputs = await hub.infer(
+            engine, request.inputs, request.rows, request.timeout, receive, count, request.priority
+        )
         if request.ranks:
             loop = asyncio.get_running_loop()
             answer, json_length = await loop.run_in_executor(

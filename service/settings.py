@@ -13,6 +13,7 @@ from service.setting import Setting, describe, setting
 
 Device = Literal["auto", "cpu", "cuda"]
 LogFormat = Literal["text", "json"]
+ConvSearch = Literal["exhaustive", "heuristic", "default"]
 
 _MIB = 2**20
 _DAY = 86400.0
@@ -67,6 +68,9 @@ class Settings:
     threads: int = setting(0, "threads of one process that call the runtime; 0 for one a core", low=0, high=1024)
     max_batch_rows: int = setting(
         64, "rows that are put together; a larger request runs alone, and its memory is given back", low=1, high=2**20
+    )
+    conv_search: ConvSearch = setting(
+        "exhaustive", "how CUDA chooses its convolutions; exhaustive is what the load gate judges"
     )
     max_delay: float = setting(0.0, "time that a batch may wait for more rows", low=0, high=10, unit="s")
     compress_answers: bool = setting(True, "compress answers of inference for clients that ask for it")

@@ -51,7 +51,7 @@ class Workshop:
             gate = check_gate(bundle, device=self.device, threads=1)
             if not gate.passed:
                 return self._refuse(version, gate.reasons or ("the load gate gave no reason",), gate, mark)
-            engine = open_engine(bundle, name, version, self.device, self.metrics, self.settings.max_batch_rows)
+            engine = open_engine(bundle, name, version, self.device, self.metrics, self.settings)
             _warm_up(engine, bundle)
             served = Served(engine, gate, bundle.parity(), mark)
         except BnfoldError as problem:

@@ -30,7 +30,7 @@ async def answer(hub: Hub, message: Any, seconds_left: float | None) -> tuple[En
             engine = count.use(hub.repository.find(message.model_name, message.model_version or None))
             request = read_request(message, engine, hub.limits)
             timeout = min((each for each in (request.timeout, seconds_left) if each is not None), default=None)
-            outputs = await hub.infer(engine, request.inputs, request.rows, timeout, None, count)
+            outputs = await hub.infer(engine, request.inputs, request.rows, timeout, None, count, request.priority)
             if request.ranks:
                 loop = asyncio.get_running_loop()
                 return engine, await loop.run_in_executor(hub.pool, build_response, engine, request, outputs)

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.batcher import Array, Batcher, Outputs
+from service.backlog import Array, Backlog, Outputs
+from service.batcher import Batcher
 from service.errors import Busy, Disconnected, Expired, ModelFault
 
 POISON = -1.0
@@ -22,6 +23,7 @@ class Doubler:
     def __init__(self, label: str = "doubler/1", *, batchable: bool = True) -> None:
         self.label = label
         self.batchable = batchable
+        self.backlog = Backlog()
         self.calls: list[Array] = []
         self.counted: list[int] = []
         self.gate = threading.Event()
@@ -38,10 +40,10 @@ class Doubler:
             raise ModelFault("poison")
         return {"y": inputs["x"] * 2}
 
-    def count_batch(self, rows: int, seconds: float) -> None:
-        assert seconds >= 0
-        with self._lock:
-            self.counted.append(rows)
+    def count_batch(self, rows: int, joining: float, running: float, splitting: float, requests: int) -> None:
+        assert min(joining, running, splitting) >= 0
+        assert 1 <= requests <= rows
+        self.counted.append(rows)
 
     @property
     def rows_run(self) -> list[float]:

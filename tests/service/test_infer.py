@@ -291,8 +291,8 @@ class _Held:
 
 
 def _hold(engine: Any) -> _Held:
-    held = _Held(engine.session)
-    object.__setattr__(engine, "session", held)
+    held = _Held(engine.runtime)
+    engine.runtime = held
     return held
 
 

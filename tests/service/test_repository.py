@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import logging
 import shutil
@@ -15,7 +14,9 @@ from service_runs import running
 
 from bnfold.bundle import load_bundle
 from bnfold.errors import BnfoldError
+from bnfold.runtime import open_session
 from service.engine import resolve_device
+from service.engine.runtimes import CpuRuntime
 from service.errors import ModelFault, UnknownModel
 from service.metrics import Metrics
 from service.repository import load_repository, proving
@@ -216,13 +217,16 @@ class _Recorder:
         self.options.append(options)
         return self._session.run(names, inputs, options)
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._session, name)
+
 
 def test_the_memory_of_a_large_batch_is_given_back(repository: Path):
-    engine = load_repository(on(repository), Metrics()).find("digits")
-    recorder = _Recorder(engine.session)
-    engine = dataclasses.replace(engine, session=recorder, large_rows=8)
+    bundle = load_bundle(repository / "digits" / "1")
+    recorder = _Recorder(open_session(bundle.session_source(), optimise=True))
+    runtime = CpuRuntime(recorder, ["logits"], large_rows=8)
     for rows in (8, 9):
-        assert engine.run({"input": np.zeros((rows, 1, 8, 8), np.float32)})["logits"].shape == (rows, 10)
+        assert runtime.run({"input": np.zeros((rows, 1, 8, 8), np.float32)}, rows)["logits"].shape == (rows, 10)
     small, large = recorder.options
     assert small is None
     assert large.get_run_config_entry("memory.enable_memory_arena_shrinkage") == "cpu:0"

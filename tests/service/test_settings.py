@@ -36,6 +36,7 @@ OTHERS = Settings(
     workers=2,
     threads=3,
     max_batch_rows=8,
+    conv_search="heuristic",
     max_delay=0.0005,
     compress_answers=False,
     max_request_rows=100,
