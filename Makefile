@@ -38,9 +38,10 @@ lint: $(INSTALLED) ## ruff (rules and format), mypy, import rules
 serve: $(INSTALLED) ## serve the models of this checkout on http://127.0.0.1:$(PORT)
 	$(BIN)/bnfold serve models --port $(PORT)
 
-docs: $(INSTALLED) ## write docs/cli.md and docs/settings.md again from the code
+docs: $(INSTALLED) ## write docs/cli.md, docs/settings.md and the dashboard again from the code
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_settings_docs.py
+	$(BIN)/python scripts/write_dashboard.py
 
 clean: ## remove the virtual environment, caches, and what was built
 	rm -rf $(VENV) build dist *.egg-info .coverage .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

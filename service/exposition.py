@@ -21,6 +21,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "inference_count": ("Rows run, batching included", _MODEL),
     "inference_exec_count": ("Calls of the runtime", _MODEL),
     "model_loads": ("Versions loaded, not loaded, or rolled back from, each worker counted", ("model", "outcome")),
+    "worker_cpu_seconds": ("Processor time of a worker", ("worker",)),
     "worker_restarts": ("How often a worker that had ended was started again", ("worker",)),
 }
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -34,6 +35,7 @@ GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "model_fallback": ("1 where a version older than the newest is served", ("model",)),
     "model_ready": ("1 where a proven version is served, by every worker", ("model",)),
     "connections": ("Connections that are open now", ("worker",)),
+    "worker_memory_bytes": ("Memory of a worker that is not swapped out", ("worker",)),
     "worker_up": ("1 for a worker that answers, 0 for one that does not", ("worker",)),
     "build_info": ("1, with the versions in use", ("version", "python", "onnxruntime")),
 }

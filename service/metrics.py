@@ -6,8 +6,10 @@ is done in service.meter and costs no more for the scrape, which adds everything
 
 from __future__ import annotations
 
+import mmap
 import platform
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -94,10 +96,13 @@ class Metrics:
     def count_load(self, model: str, outcome: str) -> None:
         """A version was loaded ("success"), was not ("failure"), or an older one came back for it ("rollback")."""
         with self._lock:
-            cells = self._loads.get(model)
-            if cells is None:
-                cells = self._loads[model] = self._shelf.open(_LOADS + model, 1 + len(OUTCOMES))
-            cells[1 + OUTCOMES.index(outcome)] += 1.0
+            self._loads_of(model)[1 + OUTCOMES.index(outcome)] += 1.0
+
+    def _loads_of(self, model: str) -> Cells:
+        cells = self._loads.get(model)
+        if cells is None:
+            cells = self._loads[model] = self._shelf.open(_LOADS + model, 1 + len(OUTCOMES))
+        return cells
 
     # ------------------------------------------------------------------------------------------------ showing
 
@@ -129,9 +134,10 @@ class Metrics:
             self._refused.pop((model, version), None)
 
     def show_model(self, model: str, *, ready: bool, fallback: bool) -> None:
-        """What became of a model."""
+        """What became of a model. Its loads are shown from now on: Prometheus must see the count before the first."""
         with self._lock:
             self._models[model] = ready, fallback
+            self._loads_of(model)
 
     # ------------------------------------------------------------------------------------------------ reading
 
@@ -146,6 +152,8 @@ class Metrics:
                 "refused": [[*key, reason] for key, reason in self._refused.items()],
                 "models": [[model, *values] for model, values in self._models.items()],
                 "connections": self._connections(),
+                "cpu_seconds": time.process_time(),
+                "memory_bytes": _resident_bytes(),
             }
 
     def page(self, others: Sequence[Mapping[str, Any]] = ()) -> bytes:
@@ -218,7 +226,10 @@ def _add_states(found: Exposition, states: Sequence[Mapping[str, Any]]) -> None:
             models[model] = one[0] and ready, one[1] or fallback
         infos.update({tuple(info): 1 for info in state["served"]})
         refusals.update({tuple(refusal[:2]): refusal[2] for refusal in state["refused"]})
-        found.add("connections", (str(state["worker"]),), state["connections"])
+        worker = (str(state["worker"]),)
+        found.add("connections", worker, state["connections"])
+        found.add("worker_cpu_seconds", worker, state["cpu_seconds"])
+        found.add("worker_memory_bytes", worker, state["memory_bytes"])
     for key, (rows, requests) in pending.items():
         found.add("inference_pending_rows", key, rows)
         found.add("inference_pending_requests", key, requests)
@@ -238,6 +249,15 @@ def _runtime_version() -> str:
         except metadata.PackageNotFoundError:
             continue
     return "unknown"
+
+
+def _resident_bytes() -> int:
+    """Memory of this process that is not swapped out; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[1]) * mmap.PAGESIZE
+    except OSError:
+        return 0
 
 
 def _none() -> int:

@@ -26,6 +26,7 @@ CORE = tuple(
     for module in PROJECT["tool"]["importlinter"]["contracts"][0]["source_modules"]
 )
 IMPORT_NAMES = {
+    "opentelemetry": "opentelemetry-sdk",
     "google": "protobuf",
     "grpc": "grpcio",
     "grpc_health": "grpcio-health-checking",
@@ -139,6 +140,7 @@ def test_every_import_is_a_declared_dependency():
         packages = {BROUGHT_ALONG.get(name, name) for name in packages}
         allowed = plain if _name(path).startswith("service") else plain | torch
         allowed = allowed | grpc if _name(path).startswith("service.rpc.") else allowed
+        allowed = allowed | {"opentelemetry-sdk"} if _name(path) == "service.traces" else allowed
         allowed = allowed | {"pytest"} if _name(path) == "bnfold.pytest_plugin" else allowed  # pytest itself loads it
         assert packages <= allowed, f"{_name(path)} imports {packages - allowed}"
 

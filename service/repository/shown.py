@@ -17,6 +17,9 @@ class Queue(Protocol):
     def waiting_rows(self, model: Engine) -> int:
         """Rows of a model that wait now."""
 
+    def waiting_requests(self, model: Engine) -> int:
+        """The requests that they came in."""
+
 
 class Shown:
     """Keeps the metrics in step with the catalogue."""
@@ -55,4 +58,5 @@ class Shown:
 
     def _show_engine(self, engine: Engine) -> None:
         self._metrics.show_served(engine.name, engine.version, engine.provider, engine.digest)
-        self._metrics.show_pending(engine.name, engine.version, partial(self._queue.waiting_rows, engine))
+        rows, requests = partial(self._queue.waiting_rows, engine), partial(self._queue.waiting_requests, engine)
+        self._metrics.show_pending(engine.name, engine.version, rows, requests)
