@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from bnfold.bundle.manifest import MODEL
+from service.backlog import DEFAULT_PRIORITY, PRIORITIES
 from service.engine import Engine
 from service.policy import Policy
 from service.settings import Settings
@@ -75,6 +76,8 @@ def _describe_batching(settings: Settings) -> dict[str, Any]:
         "preferred_batch_size": [settings.max_batch_rows],
         "max_queue_delay_microseconds": round(settings.max_delay * 1e6),
         "preserve_ordering": False,
+        "priority_levels": PRIORITIES,
+        "default_priority_level": DEFAULT_PRIORITY,
         "default_queue_policy": {
             "timeout_action": "REJECT",
             "default_timeout_microseconds": round(settings.request_timeout * 1e6),
