@@ -64,8 +64,9 @@ def open_source(
     kind = source_kind(source)
     text = str(source) if kind == "path" else ""
     is_factory = bool(_FACTORY.fullmatch(text)) and not Path(text).exists()
-    if weights is not None and not is_factory:
-        raise DataError(f"weights go with a source of the form module:factory, not with {text or kind}; leave them out")
+    for what, given in (("weights go", weights), ("an input shape goes", input_shape)):
+        if given is not None and not is_factory:
+            raise DataError(f"{what} with a source of the form module:factory, not with {text or kind}; leave that out")
     if kind == "module":
         return _of_module(source, example_inputs)
     if kind in ("proto", "ir"):

@@ -85,6 +85,14 @@ def test_folder_of_images_is_refused_with_what_can_be_done(capsys, tmp_path: Pat
     assert "give an .npz file" in err
 
 
+@pytest.mark.parametrize("words", [("--weights", "w.pth"), ("--input-shape", "3,8,8")])
+def test_what_only_a_factory_takes_is_refused_beside_a_file(words: tuple[str, str], capsys):
+    files = (AUDITED / "dense.onnxslim.onnx", "--against", AUDITED / "dense.onnx")
+    code, out, err = call(capsys, "audit", *files, *words)
+    assert (code, out) == (2, "")
+    assert "with a source of the form module:factory" in err
+
+
 def test_swapped_files_give_one_sentence(capsys):
     code, _, err = call(capsys, "audit", AUDITED / "classifier.onnx", "--against", AUDITED / "classifier.onnxslim.onnx")
     assert code == 2
