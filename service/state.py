@@ -8,6 +8,7 @@ which a worker knows what it has done already.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -25,6 +26,8 @@ try:
     import fcntl
 except ImportError:  # Windows, where there is one process anyway
     fcntl = None  # type: ignore[assignment]
+
+_logger = logging.getLogger(__name__)
 
 FILE = "desired.json"
 _LOCK = "desired.lock"
@@ -116,7 +119,8 @@ class DesiredState:
             except OSError as problem:
                 found = f"the state of the repository cannot be written ({problem.strerror or problem})"
             except BnfoldError as problem:
-                found = f"the state of the repository cannot be read: {problem}"
+                _logger.error("%s", problem)
+                found = f"the state of the repository ({FILE}) is damaged"
             raise Unsaved(f"{found}, so nothing was changed; look at the server's state_dir, then try again")
 
 
@@ -131,8 +135,10 @@ def _read_wish(path: Path, name: str, wish: Any) -> Wish:
     action, epoch, policy = wish["action"], wish["epoch"], wish["policy"]
     if action not in ("load", "unload") or type(epoch) is not int or epoch < 1 or not isinstance(policy, str):
         raise _damaged(path, f"has values that are none of its own for {name}")
-    if policy:
-        parse_policy(policy)
+    try:
+        parse_policy(policy or "latest")
+    except BnfoldError as problem:
+        raise _damaged(path, f"has values that are none of its own for {name} ({problem})") from None
     return Wish(action, epoch, policy)
 
 

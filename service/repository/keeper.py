@@ -100,8 +100,9 @@ class Keeper:
         """
         await self._check(name)
         async with self._lock(name):
+            before = self._repository.entries.get(name)
             entry = await self._renew(name, self._policy(policy), fresh=True)
-            if entry.served:
+            if not entry.failure or entry.served != (() if before is None else before.served):
                 await self._write(name, "load", policy)
             self._place(entry)
         if entry.failure:

@@ -52,7 +52,9 @@ class Renewal:
                 break
             if self.stopped():
                 raise Stopped
-            found = self._examine(version) if version in versions else _absent(version)
+            # Once a version is refused the rest is fallback: what serves already is not proved, and opened, again.
+            fresh = self.fresh and not refused
+            found = self._examine(version, fresh) if version in versions else _absent(version)
             if isinstance(found, Refusal):
                 refused.append(found)
                 kept = self._kept(version)
@@ -68,8 +70,8 @@ class Renewal:
         older = tuple(str(version) for version in versions if str(version) not in seen)
         return Entry(self.name, tuple(served), tuple(refused), older, trouble)
 
-    def _examine(self, version: int) -> Served | Refusal:
-        if not self.fresh and self.before is not None:
+    def _examine(self, version: int, fresh: bool) -> Served | Refusal:
+        if not fresh and self.before is not None:
             mark = fingerprint(self.shop.folder / self.name / str(version))
             refusal, kept = self.before.find_refusal(str(version)), self._kept(version)
             if refusal is not None and mark and refusal.fingerprint == mark:  # newer than what is kept, if both are
