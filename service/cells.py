@@ -40,6 +40,7 @@ class Shelf:
         self._own = None if folder is None else folder / str(worker)
         self._blocks: dict[str, Cells] = {}
         self._users: Counter[str] = Counter()
+        self._adrift: set[str] = set()  # blocks that found no room in the folder
         self._lock = threading.Lock()
         if self._own is not None:
             self._own.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -65,6 +66,7 @@ class Shelf:
                 return
             del self._users[name]
             block = self._blocks.pop(name, None)
+            self._adrift.discard(name)
             if block is not None:
                 block[_KEPT] = 0.0
             self._sweep()
@@ -84,12 +86,14 @@ class Shelf:
         """The blocks that some worker uses."""
         if self._folder is None:
             return sorted(self._blocks)
-        found = {file.name for worker in self._folder.iterdir() for file in worker.iterdir()}
+        found = {file.name for worker in self._folder.iterdir() for file in worker.iterdir()} | self._adrift
         return sorted(name for name in found if any(cells[_KEPT] for cells in self._of_all(name)))
 
     def _of_all(self, name: str) -> Iterator[array.array[float]]:
         if self._folder is None:
             return
+        if name in self._adrift:
+            yield array.array("d", self._blocks[name])
         for worker in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found = (worker / name).read_bytes()
@@ -110,6 +114,8 @@ class Shelf:
                 return memoryview(_map_file(self._own / name, size))
             except OSError as problem:
                 _logger.warning("the counts of %s stay in this worker alone: %s", name, problem)
+                self._adrift.add(name)
+                (self._own / name).unlink(missing_ok=True)
         return memoryview(mmap.mmap(-1, size))  # the pages that are never counted in take no memory
 
 

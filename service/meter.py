@@ -21,7 +21,7 @@ OTHER = "other"
 REASONS = (
     OTHER, "internal", "bad_request", "too_large", "unknown_model", "unknown_path", "bad_method", "bad_encoding",
     "unsupported", "slow_client", "busy", "not_ready", "expired", "model", "client_gone", "unauthorized", "forbidden",
-    "cancelled", "unreadable",
+    "cancelled", "load_failed", "unsaved",
 )  # fmt: skip
 
 _BUCKETS = len(SECONDS) + 1
