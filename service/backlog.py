@@ -7,9 +7,8 @@ waits longest (Triton leaves that open: there a lower level may starve). Shapes 
 
 from __future__ import annotations
 
-import asyncio
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -58,11 +57,15 @@ class CountBatch(Protocol):
 
 
 class Ticket:
-    """One request in the queue. Times are of `time.perf_counter`. immediate: a free worker was there for it."""
+    """One request in the queue. Times are of `time.perf_counter`.
+
+    answer: called once, on the event loop, with the outputs or with what went wrong, unless the ticket is cancelled.
+    immediate: a free worker was there for it.
+    """
 
     __slots__ = (
-        "deadline", "future", "immediate", "inputs", "level", "model", "queued", "rows", "shapes", "started", "timeout",
-        "waiting",
+        "answer", "deadline", "done", "immediate", "inputs", "level", "model", "queued", "rows", "shapes", "started",
+        "timeout", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -73,7 +76,7 @@ class Ticket:
         level: int,
         queued: float,
         timeout: float,
-        future: asyncio.Future[Outputs],
+        answer: OnAnswer,
     ) -> None:
         self.model = model
         self.inputs = inputs
@@ -82,12 +85,14 @@ class Ticket:
         self.queued = self.started = queued
         self.timeout = timeout
         self.deadline = queued + timeout
-        self.future = future
+        self.answer = answer
         self.shapes = tuple([array.shape[1:] for array in inputs.values()]) if model.batchable else None
         self.waiting = True
+        self.done = False
         self.immediate = False
 
 
+OnAnswer = Callable[[Ticket, Outputs | Exception], None]
 Lane = OrderedDict[Ticket, None]  # a queue that a ticket can leave from the middle
 
 

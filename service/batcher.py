@@ -9,24 +9,22 @@ before its deadline is refused at once. One that is cancelled or out of time nev
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from queue import SimpleQueue
 
-import numpy as np
-
-from service.backlog import DEFAULT_PRIORITY, PRIORITIES, Array, Backlog, Model, Outputs, Ticket
-from service.errors import Busy, Disconnected, Expired, Fault, ModelFault
+from service.backlog import DEFAULT_PRIORITY, PRIORITIES, Array, Backlog, Model, OnAnswer, Outputs, Ticket
+from service.batches import Run, run_together
+from service.errors import Busy, Disconnected, Expired
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 10.0  # seconds that stop() gives a worker that is still inside the runtime
 _SWEEP = 5e-6  # seconds a request between two looks for deadlines, so that looking stays a small part of the work
 
-Run = tuple[int, float, float, float, int]  # rows; seconds of joining, computing, splitting; requests
 Answers = Sequence[Outputs | Exception]
 
 
@@ -100,24 +98,40 @@ class Batcher:
         one that there is not, is the default. gone: returns when the client has left. Raises Busy (queue full, no
         answer to be expected in time, stopping), Expired (`timeout` seconds over), Disconnected, ModelFault.
         """
-        ticket = self.submit(model, inputs, rows, timeout, priority)
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Outputs] = loop.create_future()
+        ticket = self.submit(model, inputs, rows, timeout, priority, partial(_settle, future))
         # A ticket that a free worker takes at once is not worth a task that waits for the client to leave.
-        watch = None
-        if gone is not None and not ticket.immediate:
-            watch = ticket.future.get_loop().create_task(self._watch(ticket, gone))
+        watch = None if gone is None or ticket.immediate else loop.create_task(self._watch(ticket, gone))
         try:
-            return await self.answer(ticket), ticket.started - ticket.queued
+            return await future, ticket.started - ticket.queued
+        except asyncio.CancelledError:
+            self.cancel(ticket)
+            if not future.cancelled():
+                future.exception()  # seen, also when this task was cancelled at the same moment
+            raise
         finally:
             if watch is not None:
                 watch.cancel()
 
-    def submit(self, model: Model, inputs: Mapping[str, Array], rows: int, timeout: float, priority: int = 0) -> Ticket:
-        """Queue a request, to be awaited with `answer`. Raises Busy."""
+    def submit(
+        self,
+        model: Model,
+        inputs: Mapping[str, Array],
+        rows: int,
+        timeout: float,
+        priority: int,
+        answer: OnAnswer,
+    ) -> Ticket:
+        """Queue a request; `answer` is told what becomes of it, on the loop and never before this returns.
+
+        Raises Busy.
+        """
         loop = self._loop
         if loop is None or self._stopped:
             raise Busy("the server is stopping; try again elsewhere")
         level = priority if 1 <= priority <= PRIORITIES else DEFAULT_PRIORITY
-        ticket = Ticket(model, inputs, rows, level, time.perf_counter(), timeout, loop.create_future())
+        ticket = Ticket(model, inputs, rows, level, time.perf_counter(), timeout, answer)
         backlog = model.backlog
         with self._lock:
             if backlog.tickets:
@@ -134,26 +148,12 @@ class Batcher:
             self._sweep_in(timeout, ticket.deadline, loop)
         return ticket
 
-    async def answer(self, ticket: Ticket) -> Outputs:
-        """Wait for the outputs of a ticket. Raises Expired, Disconnected, ModelFault."""
-        try:
-            return await ticket.future
-        except asyncio.CancelledError:
-            self.cancel(ticket)
-            if not ticket.future.cancelled():
-                ticket.future.exception()  # seen, also when this task was cancelled at the same moment
-            raise
-        finally:
-            del self._open[ticket]
-
     def cancel(self, ticket: Ticket) -> None:
         """Take a ticket out of the queue if it is still there; its answer is not wanted any more."""
-        self._leave(ticket)
-        ticket.future.cancel()
-
-    def abandon(self, ticket: Ticket) -> None:
-        """The client of a ticket has left: its `answer` raises Disconnected."""
-        self._fail(ticket, Disconnected())
+        if not ticket.done:
+            ticket.done = True
+            del self._open[ticket]
+            self._leave(ticket)
 
     # ------------------------------------------------------------------------------------------ admission, deadlines
 
@@ -197,25 +197,34 @@ class Batcher:
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         """Fail every ticket whose time is over. One timer for all: a timer each would cost every request."""
         now = time.perf_counter()
-        first = math.inf
-        for ticket in self._open:
-            if ticket.deadline <= now:
-                self._fail(ticket, _expired(ticket))
-            elif ticket.deadline < first:
-                first = ticket.deadline
+        for ticket in [ticket for ticket in self._open if ticket.deadline <= now]:
+            self._fail(ticket, _expired(ticket))
         self._sweep_at, self._sweeper = math.inf, None
-        if first < math.inf:
+        if self._open:
+            first = min([ticket.deadline for ticket in self._open])
             first = max(first, now + _SWEEP * len(self._open))
             self._sweep_in(first - now, first, loop)
 
     async def _watch(self, ticket: Ticket, gone: Callable[[], Awaitable[None]]) -> None:
         await gone()
-        self.abandon(ticket)
+        self._fail(ticket, Disconnected())
 
     def _fail(self, ticket: Ticket, problem: Exception) -> None:
-        if not ticket.future.done():
-            ticket.future.set_exception(problem)
-            self._leave(ticket)
+        if not ticket.done:
+            self.cancel(ticket)
+            _answer(ticket, problem)
+
+    def _deliver(self, batch: Sequence[Ticket], answers: Answers, runs: Sequence[Run]) -> None:
+        """Once a batch."""
+        if runs:
+            count = batch[0].model.count_batch
+            for run in runs:
+                count(*run)
+        for ticket, answer in zip(batch, answers, strict=True):
+            if not ticket.done:
+                ticket.done = True
+                del self._open[ticket]
+                _answer(ticket, answer)
 
     def _leave(self, ticket: Ticket) -> None:
         if not ticket.waiting:  # it never waits again
@@ -292,7 +301,7 @@ class Batcher:
             started = time.perf_counter()
             for ticket in batch:
                 ticket.started = started
-            answers = _run_together(batch, runs)
+            answers = run_together(batch, runs)
             spent = time.perf_counter() - started
             with self._lock:
                 backlog = batch[0].model.backlog
@@ -302,7 +311,7 @@ class Batcher:
         answers += [_expired(ticket) for ticket in late]
         try:
             if self._loop is not None:
-                self._loop.call_soon_threadsafe(_deliver, batch + late, answers, runs)
+                self._loop.call_soon_threadsafe(self._deliver, batch + late, answers, runs)
         except RuntimeError:  # the loop was closed by force: there is nobody left to answer
             _logger.debug("%d answers came after the end of the loop", len(answers))
 
@@ -325,54 +334,17 @@ def _expired(ticket: Ticket) -> Expired:
     return Expired(f"no answer within {ticket.timeout:g} s; try again, or allow more time")
 
 
-def _run_together(batch: Sequence[Ticket], runs: list[Run]) -> list[Outputs | Exception]:
-    """One answer a ticket. When a batch fails, each of its requests is run alone: one must not spoil the others."""
-    model = batch[0].model
+def _settle(future: asyncio.Future[Outputs], _: Ticket, answer: Outputs | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(answer, Exception):
+        future.set_exception(answer)
+    else:
+        future.set_result(answer)
+
+
+def _answer(ticket: Ticket, answer: Outputs | Exception) -> None:
     try:
-        return _call(batch, runs)
-    except Exception as problem:
-        if len(batch) > 1:
-            return [answer for ticket in batch for answer in _run_together([ticket], runs)]
-        if isinstance(problem, Fault):
-            return [problem]
-        _logger.exception("model %s failed in an unforeseen way", model.label)
-        return [ModelFault(f"model {model.label} failed on this input; the server's log says why")]
-
-
-def _call(batch: Sequence[Ticket], runs: list[Run]) -> list[Outputs | Exception]:
-    model, inputs = batch[0].model, batch[0].inputs
-    started = joined = run = time.perf_counter()
-    rows = [ticket.rows for ticket in batch]
-    try:
-        if len(batch) > 1:
-            inputs = {name: np.concatenate([ticket.inputs[name] for ticket in batch]) for name in inputs}
-            joined = run = time.perf_counter()
-        try:
-            outputs = model.run(inputs)
-        finally:
-            run = time.perf_counter()
-        return [outputs] if len(batch) == 1 else list(_split(outputs, rows))
-    finally:
-        runs.append((sum(rows), joined - started, run - joined, time.perf_counter() - run, len(batch)))
-
-
-def _split(outputs: Outputs, rows: Sequence[int]) -> list[Outputs]:
-    bounds = [0, *itertools.accumulate(rows)]
-    if any(array.shape[:1] != (bounds[-1],) for array in outputs.values()):
-        raise ModelFault("the outputs of a batch do not have its rows")
-    return [{name: array[start:end] for name, array in outputs.items()} for start, end in itertools.pairwise(bounds)]
-
-
-def _deliver(batch: Sequence[Ticket], answers: Answers, runs: Sequence[Run]) -> None:
-    """On the loop, once a batch."""
-    if runs:
-        count = batch[0].model.count_batch
-        for run in runs:
-            count(*run)
-    for ticket, answer in zip(batch, answers, strict=True):
-        if ticket.future.done():
-            continue
-        if isinstance(answer, Exception):
-            ticket.future.set_exception(answer)
-        else:
-            ticket.future.set_result(answer)
+        ticket.answer(ticket, answer)
+    except Exception:  # one that fails must not keep its neighbours from their answers
+        _logger.exception("an answer of model %s could not be given", ticket.model.label)
