@@ -89,7 +89,7 @@ def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
     shop = Workshop(settings, repository.device, metrics)
     return Hub(
         settings=settings,
-        limits=Limits(rows=settings.max_request_rows, json_bytes=settings.max_json_bytes),
+        limits=Limits(settings.max_request_rows, settings.max_json_bytes, settings.max_json_values),
         repository=repository,
         batcher=batcher,
         budget=Budget(settings.max_memory_bytes),

@@ -1,9 +1,9 @@
-"""The HTTP protocol of uvicorn with what it leaves open: clients that are slow, and errors as JSON.
+"""The HTTP protocol of uvicorn with what it leaves open: clients that are slow or too many, and errors as JSON.
 
 uvicorn closes a connection that idles between two requests, but waits for ever for the first byte, for the rest of a
-request's head, and for the rest of a body that was already refused. It bounds no head. It drops the body of a request
-that offers another protocol, as `curl --http2` and Java's client do, though a server may pass over the offer (RFC 9110,
-7.8).
+request's head, for the rest of a body that was already refused, and for a client to read its answer. It bounds no head.
+It drops the body of a request that offers another protocol, as `curl --http2` and Java's client do, though a server may
+pass over the offer (RFC 9110, 7.8).
 """
 
 from __future__ import annotations
@@ -14,39 +14,61 @@ import contextlib
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.answers import error_body
+from service.answers import RETRY_AFTER, error_body
+from service.bounds import Bounds
 
 _LINGER = 5.0  # seconds to swallow the rest of a body that was answered early, so that the client reads the answer
 _LONGEST_HEAD = 64 * 2**10  # bytes of a head or of trailers, give or take one read from the socket
+_LONGEST_URL = 8 * 2**10
+_MOST_HEADERS = 100
+_SLOWEST = 64 * 2**10  # bytes in a second that a client has to read
+_FAREWELL = 1.0  # seconds that a client has to read why it was turned away
 _NO_HTTP = "the request is no HTTP/1.1 that can be read here; send another"
 
 
-class Connection(HttpToolsProtocol):
-    """One connection. header_timeout: seconds for the head of a request."""
+class _TooLarge(Exception):
+    """A part of a head beyond its cap; the parser ends at the first exception of a callback."""
 
-    header_timeout = 10.0
+
+class Connection(HttpToolsProtocol):
+    """One connection of a server. bounds: what it and its like may take."""
+
+    bounds: Bounds
     _timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.TimerHandle | None = None
+    _unsent = 0
     _silent = 0  # bytes since the parser last came to the end of something
+    _excess: tuple[int, str] | None = None  # status and sentence for a head that is too large
+    _is_turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
+        if len(self.connections) >= self.bounds.most_connections:
+            self._turn_away(transport)
+            return
         super().connection_made(transport)
-        self._close_in(self.header_timeout)
+        self.timeout_keep_alive = self.bounds.keep_alive_timeout  # type: ignore[assignment]
+        self._close_in(self.bounds.header_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """It has gone."""
         self._stop_timer()
+        self._stop_write_timer()
+        if self._is_turned_away:
+            self.bounds.turned_away -= 1
+            return
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
         """What has arrived: several requests, or a piece of one."""
-        self._unset_keepalive_if_required()
+        if self._is_turned_away:
+            return
         self._silent += len(data)
         try:
             self._feed(data)
         except httptools.HttpParserError:
             self.logger.warning("what is no HTTP was refused")
-            self._refuse(400, _NO_HTTP)
+            self._refuse(*(self._excess or (400, _NO_HTTP)))
             return
         if self._silent > _LONGEST_HEAD and not self.transport.is_closing():
             self._refuse(431, f"the head or the trailers of the request go beyond {_LONGEST_HEAD} bytes; send less")
@@ -78,14 +100,32 @@ class Connection(HttpToolsProtocol):
         return bool(self.parser.get_method() != b"CONNECT")
 
     def on_message_begin(self) -> None:
-        """The first byte of a request."""
+        """The first byte of a request. An empty line before it is none: it must not keep a connection open."""
+        self._unset_keepalive_if_required()
         super().on_message_begin()
-        self._close_in(self.header_timeout)
+        self._close_in(self.bounds.header_timeout)
+
+    def on_url(self, url: bytes) -> None:
+        """A piece of its address."""
+        super().on_url(url)
+        if len(self.url) > _LONGEST_URL:
+            self._exceed(414, f"the address of the request goes beyond {_LONGEST_URL} bytes; send a shorter one")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header of it, or a trailer."""
+        super().on_header(name, value)
+        if len(self.headers) > _MOST_HEADERS:
+            self._exceed(431, f"the request has more than {_MOST_HEADERS} headers; send fewer")
+
+    def _exceed(self, status: int, message: str) -> None:
+        self._excess = status, message
+        raise _TooLarge
 
     def on_headers_complete(self) -> None:
         """The end of its head."""
         self._silent = 0
         self._stop_timer()
+        self._unset_keepalive_if_required()  # set by the answer to an earlier request
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -109,12 +149,73 @@ class Connection(HttpToolsProtocol):
         answered_early = self.cycle.response_complete and self.cycle.more_body
         if answered_early and not self.transport.is_closing():
             self._close_in(_LINGER)
+        self._see_off()
+
+    def pause_writing(self) -> None:
+        """The client reads more slowly than it is answered: what is not sent yet is kept, for a while."""
+        super().pause_writing()
+        self._stop_write_timer()
+        self._unsent = self.transport.get_write_buffer_size()
+        self.bounds.unsent += self._unsent
+        if self.bounds.unsent > self.bounds.most_unsent:
+            self._abort_in(0.0)
+        else:
+            self._abort_in(self.bounds.write_timeout + self._unsent / _SLOWEST)
+
+    def resume_writing(self) -> None:
+        """The client has read enough to be sent more."""
+        self._stop_write_timer()
+        if not self._is_turned_away:
+            super().resume_writing()
+        self._see_off()
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Nothing came between two requests."""
+        super().timeout_keep_alive_handler()
+        self._see_off()
+
+    def shutdown(self) -> None:
+        """The server stops."""
+        super().shutdown()
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """A connection that closes stays until its client has read the rest, which may be never."""
+        if self.transport.is_closing() and self._write_timer is None and self.transport.get_write_buffer_size():
+            self._abort_in(self.bounds.write_timeout)
+
+    def _abort_in(self, seconds: float) -> None:
+        self._write_timer = self.loop.call_later(seconds, self._abort)
+
+    def _abort(self) -> None:
+        self.bounds.count("slow_client")
+        self.transport.abort()
+
+    def _stop_write_timer(self) -> None:
+        self.bounds.unsent -= self._unsent
+        self._unsent = 0
+        if self._write_timer is not None:
+            self._write_timer.cancel()
+            self._write_timer = None
+
+    def _turn_away(self, transport: asyncio.Transport) -> None:
+        """Answer 503 before anything is asked. What arrives is passed over, or the answer would be lost on its way."""
+        self._is_turned_away = True
+        self.transport = transport
+        self.bounds.turned_away += 1
+        self.bounds.count("busy")
+        if self.bounds.turned_away > max(16, self.bounds.most_connections // 8):
+            transport.abort()
+            return
+        transport.write(_write_error(503, "the server has as many connections as it may; try again", retry=True))
+        if transport.can_write_eof():
+            transport.write_eof()
+        self._timer = self.loop.call_later(_FAREWELL, transport.abort)
 
     def _refuse(self, status: int, message: str) -> None:
-        body = error_body(message)
-        head = [STATUS_LINE[status], b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)]
-        self.transport.write(b"".join([*head, b"connection: close\r\n\r\n", body]))
+        self.transport.write(_write_error(status, message))
         self.transport.close()
+        self._see_off()
 
     def _close_in(self, seconds: float) -> None:
         self._stop_timer()
@@ -129,15 +230,24 @@ class Connection(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         if self._is_answering():  # an earlier request of this connection
-            self._close_in(self.header_timeout)
+            self._close_in(self.bounds.header_timeout)
         else:
             self.transport.close()
+            self._see_off()
 
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
 
 
-def make_protocol(header_timeout: float) -> type[Connection]:
+def make_protocol(bounds: Bounds) -> type[Connection]:
     """The protocol class for one server."""
-    return type("Connection", (Connection,), {"header_timeout": header_timeout})
+    return type("Connection", (Connection,), {"bounds": bounds})
+
+
+def _write_error(status: int, message: str, *, retry: bool = False) -> bytes:
+    body = error_body(message)
+    head = [STATUS_LINE[status], b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)]
+    if retry:
+        head.append(b"retry-after: %s\r\n" % RETRY_AFTER)
+    return b"".join([*head, b"connection: close\r\n\r\n", body])

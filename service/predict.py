@@ -44,7 +44,7 @@ async def read_inputs(
     elif kind.startswith("image/") or kind == "application/octet-stream" or body.startswith(_PICTURES):
         inputs = await _read_pictures([body], engine, pool)
     else:
-        inputs = _read_instances(parse_json(body, limits.json_bytes), engine)
+        inputs = _read_instances(parse_json(body, limits.json_bytes, limits.json_values), engine)
     return inputs, count_rows(inputs, engine.signature, limits)
 
 

@@ -55,7 +55,7 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
         return _raw_request(body, signature, limits)
     view = memoryview(body)
     split = len(body) if header_length is None else header_length
-    document = parse_json(view[:split], limits.json_bytes)
+    document = parse_json(view[:split], limits.json_bytes, limits.json_values)
     if not isinstance(document, dict):
         raise BadRequest("the body is no JSON object; expected one")
     parameters = read_parameters(document, "the request")

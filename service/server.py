@@ -178,9 +178,10 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     """How uvicorn runs the app: uvloop and httptools where they are installed, no access log."""
     http: Any = "h11"
     if importlib.util.find_spec("httptools") is not None:
+        from service.bounds import Bounds
         from service.connection import make_protocol
 
-        http = make_protocol(settings.header_timeout)
+        http = make_protocol(Bounds.of(settings, app.state.hub.metrics.count_stray))
     else:
         _logger.warning("httptools is not installed: clients that are slow with the head of a request are waited for")
     return uvicorn.Config(

@@ -80,9 +80,17 @@ class Settings:
     max_body_bytes: int = setting(
         64 * _MIB, "one request body, also once decompressed", low=1024, high=2**31, unit="bytes"
     )
-    max_json_bytes: int = setting(16 * _MIB, "the JSON in a body", low=1024, high=2**31, unit="bytes")
+    max_json_bytes: int = setting(8 * _MIB, "the JSON in a body", low=1024, high=2**31, unit="bytes")
+    max_json_values: int = setting(
+        2**20, "numbers in the JSON of a body; each list and each object counts as eight", low=1024, high=2**31
+    )
+    max_connections: int = setting(1024, "connections of one process; the next is told 503", low=1, high=2**20)
     max_memory_bytes: int = setting(
-        512 * _MIB, "all request bodies in flight together", low=1024, high=2**40, unit="bytes"
+        512 * _MIB,
+        "all request bodies in flight together, and all answers that are not read yet",
+        low=1024,
+        high=2**40,
+        unit="bytes",
     )
 
     request_timeout: float = setting(
@@ -91,6 +99,12 @@ class Settings:
     header_timeout: float = setting(10.0, "time for the head of a request", low=0.01, high=3600, unit="s")
     body_timeout: float = setting(
         20.0, "time for its body, and a second more for every 64 KiB received", low=0.01, high=3600, unit="s"
+    )
+    keep_alive_timeout: float = setting(
+        75.0, "time that a connection may idle between two requests", low=0.01, high=3600, unit="s"
+    )
+    write_timeout: float = setting(
+        20.0, "time to read an answer, and a second more for every 64 KiB of it", low=0.01, high=3600, unit="s"
     )
     drain_delay: float = setting(
         0.5, 'time between "not ready" and the end of accepting when the server stops', low=0, high=3600, unit="s"
