@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import zlib
+from collections.abc import Iterable
 from concurrent.futures import Executor
 from typing import NamedTuple
 
@@ -25,6 +26,15 @@ class Coding(NamedTuple):
 
     name: str
     forced: bool
+
+
+def read_accepted(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """The Accept-Encoding of a request, None without one; lines of it are one list (RFC 9110, 5.3)."""
+    found: bytes | None = None
+    for name, value in headers:
+        if name == b"accept-encoding":
+            found = value if found is None else found + b"," + value
+    return found
 
 
 def choose_coding(accepted: bytes | None, size: int) -> Coding | None:

@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope
 
 from service.answers import Headers
 from service.body import find_header, read_body
-from service.compression import choose_coding, encode
+from service.compression import choose_coding, encode, read_accepted
 from service.errors import BadMethod
 from service.hub import Hub
 from service.rest import build_response, parse_header_length, parse_request
@@ -70,7 +70,7 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
             )
         else:
             answer, json_length = build_response(engine.name, engine.version, request, outputs)
-        accepted = find_header(scope["headers"], b"accept-encoding") if hub.settings.compress_answers else None
+        accepted = read_accepted(scope["headers"]) if hub.settings.compress_answers else None
         coding = choose_coding(accepted, len(answer))
         packed = None if coding is None else await encode(answer, coding, hub.pool)
     headers = engine.headers

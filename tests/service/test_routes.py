@@ -15,7 +15,13 @@ def test_server_metadata_names_only_what_exists(client: httpx.Client):
     assert client.get("/v2").json() == {
         "name": "bnfold",
         "version": bnfold.__version__,
-        "extensions": ["binary_tensor_data"],
+        "extensions": [
+            "binary_tensor_data",
+            "classification",
+            "model_configuration",
+            "schedule_policy",
+            "statistics",
+        ],
     }
 
 
@@ -74,7 +80,21 @@ def test_parity_is_the_proof(client: httpx.Client, server: Running):
         ("POST", "/docs-assets/swagger-ui.css", 405),
         ("DELETE", "/metrics", 405),
         ("PATCH", "/v2/models/digits", 405),
-        ("POST", "/v2/repository/index", 404),
+        ("GET", "/v2/repository/index", 405),
+        ("GET", "/v2/models/digit/config", 404),
+        ("GET", "/v2/models/digits/versions/7/config", 404),
+        ("GET", "/v2/models/digit/stats", 404),
+        ("GET", "/v2/models/digits/versions/7/stats", 404),
+        ("POST", "/v2/models/stats", 405),
+        ("GET", "/v2/systemsharedmemory/status", 501),
+        ("GET", "/v2/systemsharedmemory/region/r/status", 501),
+        ("POST", "/v2/systemsharedmemory/region/r/register", 501),
+        ("POST", "/v2/cudasharedmemory/unregister", 501),
+        ("POST", "/v2/tpusharedmemory/region/r/unregister", 501),
+        ("GET", "/v2/trace/setting", 501),
+        ("POST", "/v2/models/digits/trace/setting", 501),
+        ("GET", "/v2/logging", 501),
+        ("DELETE", "/v2/logging", 405),
     ],
 )
 def test_every_error_has_the_one_shape(client: httpx.Client, method: str, path: str, status: int):
@@ -180,6 +200,14 @@ def test_every_endpoint_is_documented_with_an_example(client: httpx.Client):
         ("GET", "/v2/models/{model}/ready"),
         ("GET", "/v2/models/{model}/versions/{version}/ready"),
         ("GET", "/v2/models/{model}/parity"),
+        ("GET", "/v2/models/{model}/config"),
+        ("GET", "/v2/models/{model}/versions/{version}/config"),
+        ("GET", "/v2/models/{model}/stats"),
+        ("GET", "/v2/models/{model}/versions/{version}/stats"),
+        ("GET", "/v2/models/stats"),
+        ("POST", "/v2/repository/index"),
+        ("POST", "/v2/repository/models/{model}/load"),
+        ("POST", "/v2/repository/models/{model}/unload"),
         ("POST", "/v2/models/{model}/infer"),
         ("POST", "/v2/models/{model}/versions/{version}/infer"),
         ("POST", "/predict"),

@@ -1,4 +1,4 @@
-"""The stock client of the Triton server, unmodified, sync and aio."""
+"""The stock HTTP client of the Triton server, unmodified, sync and aio: inference in its forms, and errors."""
 
 from __future__ import annotations
 
@@ -39,35 +39,6 @@ def agrees(server: Running, result: triton.InferResult) -> bool:
     found = result.as_numpy("logits")
     wanted = server.hub.repository.find("digits").run({"input": X})["logits"]
     return found.shape == wanted.shape and bool(np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max())
-
-
-def test_health_and_metadata(sync: Any, server: Running):
-    assert sync.is_server_live()
-    assert sync.is_server_ready()
-    assert sync.is_model_ready("digits")
-    assert sync.is_model_ready("digits", "1")
-    assert not sync.is_model_ready("digits", "2")
-    assert not sync.is_model_ready("digit")
-    assert sync.get_server_metadata()["extensions"] == [
-        "binary_tensor_data",
-        "classification",
-        "model_configuration",
-        "schedule_policy",
-        "statistics",
-    ]
-    metadata = sync.get_model_metadata("digits", "1")
-    assert metadata["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 1, 8, 8]}]
-    assert metadata["outputs"] == [{"name": "logits", "datatype": "FP32", "shape": [-1, 10]}]
-
-    async def on(client: Any) -> tuple[Any, ...]:
-        return (
-            await client.is_server_live(),
-            await client.is_server_ready(),
-            await client.is_model_ready("digits", "1"),
-            await client.get_model_metadata("digits") == metadata,
-        )
-
-    assert on_aio(server, on) == (True, True, True, True)
 
 
 @pytest.mark.parametrize("binary_in", [True, False])
@@ -128,32 +99,3 @@ def test_errors_arrive_as_the_clients_exception(
     with pytest.raises(InferenceServerException) as again:
         on_aio(server, lambda client: client.infer(model, tensors))
     assert again.value.message() == refusal.value.message()
-
-
-def test_what_is_not_offered_is_an_exception_and_no_hang(sync: Any):
-    for call in (sync.get_model_repository_index, lambda: sync.load_model("digits"), sync.get_inference_statistics):
-        with pytest.raises(InferenceServerException) as refusal:
-            call()
-        assert refusal.value.status() == "404"
-    wanted = [triton.InferRequestedOutput("logits", class_count=2)]
-    with pytest.raises(InferenceServerException) as refusal:
-        sync.infer("digits", inputs(binary=True), outputs=wanted)
-    assert refusal.value.status() == "501"
-    with pytest.raises(InferenceServerException) as refusal:
-        sync.infer("digits", inputs(binary=True), sequence_id=1, sequence_start=True)
-    assert refusal.value.status() == "501"
-
-
-def test_body_made_without_a_client_object(server: Running):
-    import httpx
-
-    body, length = triton.InferenceServerClient.generate_request_body(inputs(binary=True))
-    answer = httpx.post(
-        f"{server.url}/v2/models/digits/infer",
-        content=bytes(body),
-        headers={"Inference-Header-Content-Length": str(length)},
-    )
-    result = triton.InferenceServerClient.parse_response_body(
-        answer.content, header_length=int(answer.headers["Inference-Header-Content-Length"])
-    )
-    assert agrees(server, result)
