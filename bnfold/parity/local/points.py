@@ -67,7 +67,11 @@ def exact_points(reference: ir.Model, edits: Sequence[Edit], feeds: Sequence[Map
             for name, others in candidates.items()
         }
     same |= {name: others[0] for name, others in candidates.items() if others}
-    apart = {name: _distance(left[name], right[name]) for name in outputs if same.get(name) != name and name in right}
+    apart = {
+        name: _distance(left[name], right[name])
+        for name in outputs
+        if same.get(name) != name and name in right and not _is_copy(left[name], right[name])
+    }
     return Points(same, apart)
 
 
@@ -91,6 +95,11 @@ def _equals(name: str, others: Sequence[str], left: Mapping[str, Array], right: 
 def _is_same(left: Array, right: Array) -> bool:
     """Equal as a whole, and channel by channel, on whichever axis the channels are."""
     return _is_equal(left, right) and all(_is_equal_along(left, right, axis) for axis in {1, left.ndim - 1})
+
+
+def _is_copy(left: Array, right: Array) -> bool:
+    """Whether values that are no floats, and so no points, are the same: an output may count, or say yes and no."""
+    return left.dtype.kind != "f" and np.array_equal(left, right)
 
 
 def _is_equal(left: Array, right: Array) -> bool:
@@ -120,6 +129,8 @@ def _distance(left: Array, right: Array) -> float:
     """The largest difference relative to the largest element; infinite where one is not finite and the other is."""
     if left.shape != right.shape:
         return np.inf
+    if left.dtype.kind != "f":  # truth values have no difference, unsigned ones none below zero
+        left, right = left.astype(np.float64), right.astype(np.float64)
     finite = np.isfinite(left) & np.isfinite(right)
     if not np.array_equal(left[~finite], right[~finite], equal_nan=True):
         return np.inf
