@@ -35,8 +35,9 @@ class Connection(HttpToolsProtocol):
 
     bounds: Bounds
     _timer: asyncio.TimerHandle | None = None
-    _write_timer: asyncio.TimerHandle | None = None
+    _write_timer: asyncio.Handle | None = None
     _unsent = 0
+    _before = 0
     _silent = 0  # bytes since the parser last came to the end of something
     _excess: tuple[int, str] | None = None  # status and sentence for a head that is too large
     _is_turned_away = False
@@ -158,9 +159,9 @@ class Connection(HttpToolsProtocol):
         self._unsent = self.transport.get_write_buffer_size()
         self.bounds.unsent += self._unsent
         if self.bounds.unsent > self.bounds.most_unsent:
-            self._abort_in(0.0)
+            self._write_timer = self.loop.call_soon(self._abort)
         else:
-            self._abort_in(self.bounds.write_timeout + self._unsent / _SLOWEST)
+            self._look_in()
 
     def resume_writing(self) -> None:
         """The client has read enough to be sent more."""
@@ -182,10 +183,21 @@ class Connection(HttpToolsProtocol):
     def _see_off(self) -> None:
         """A connection that closes stays until its client has read the rest, which may be never."""
         if self.transport.is_closing() and self._write_timer is None and self.transport.get_write_buffer_size():
-            self._abort_in(self.bounds.write_timeout)
+            self._look_in()
 
-    def _abort_in(self, seconds: float) -> None:
-        self._write_timer = self.loop.call_later(seconds, self._abort)
+    def _look_in(self) -> None:
+        """Look after a while what the client has read of its answer."""
+        self._before = self.transport.get_write_buffer_size()
+        self._write_timer = self.loop.call_later(self.bounds.write_timeout, self._look)
+
+    def _look(self) -> None:
+        left = self.transport.get_write_buffer_size()
+        if self._before - left < _SLOWEST * self.bounds.write_timeout:
+            self._abort()
+            return
+        self.bounds.unsent -= max(0, self._unsent - left)
+        self._unsent = min(self._unsent, left)
+        self._look_in()
 
     def _abort(self) -> None:
         self.bounds.count("slow_client")

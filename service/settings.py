@@ -104,7 +104,11 @@ class Settings:
         75.0, "time that a connection may idle between two requests", low=0.01, high=3600, unit="s"
     )
     write_timeout: float = setting(
-        20.0, "time to read an answer, and a second more for every 64 KiB of it", low=0.01, high=3600, unit="s"
+        20.0,
+        "time until a client has to have read of its answer, 64 KiB for each second",
+        low=0.01,
+        high=3600,
+        unit="s",
     )
     drain_delay: float = setting(
         0.5, 'time between "not ready" and the end of accepting when the server stops', low=0, high=3600, unit="s"
