@@ -1,0 +1,450 @@
+"""gRPC as messages: hostile ones, typed contents, deadlines, cancellation, streams, keys, caps, health and the stop."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from service_clients import Doors, both_doors
+from service_runs import ROOT, until
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+X = np.random.default_rng(3).random((2, 1, 8, 8)).astype(np.float32)
+INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
+SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
+SLOW = 2400  # pixels a side of a picture that keeps a worker busy for tens of milliseconds
+
+
+@pytest.fixture(scope="module")
+def doors(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    with both_doors(repository, tmp_path_factory.mktemp("grpc"), BNFOLD_MAX_BODY_BYTES="33554432") as started:
+        yield started
+
+
+@pytest.fixture
+def stub(doors: Doors) -> Iterator[Any]:
+    with channel(doors) as opened:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(opened)
+
+
+def channel(doors: Doors) -> grpc.Channel:
+    sizes = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+    return grpc.insecure_channel(doors.grpc, options=sizes)
+
+
+def message(
+    raw: list[bytes] | None = None,
+    *,
+    model: str = "digits",
+    shape: tuple[int, ...] = (2, 1, 8, 8),
+    name: str = "input",
+    datatype: str = "FP32",
+    identity: str = "",
+    **contents: Any,
+) -> Any:
+    found = pb.ModelInferRequest(model_name=model, id=identity)
+    tensor = found.inputs.add(name=name, datatype=datatype, shape=shape)
+    for field, values in contents.items():
+        getattr(tensor.contents, field).extend(values)
+    found.raw_input_contents.extend(raw or ([] if contents else [X.tobytes()]))
+    return found
+
+
+def slow(identity: str = "slow", timeout: int = 0) -> Any:
+    found = message([bytes(SLOW * SLOW * 4)], model="free", shape=(1, 1, SLOW, SLOW), identity=identity)
+    if timeout:
+        found.parameters["timeout"].int64_param = timeout
+    return found
+
+
+def refusal(call: Any, *arguments: Any, **options: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.RpcError) as problem:
+        call(*arguments, **options)
+    return problem.value.code(), problem.value.details()
+
+
+def outcome(call: Any, *arguments: Any, **options: Any) -> grpc.StatusCode | None:
+    """The code of a call that failed, None of one that did not."""
+    try:
+        call(*arguments, **options)
+    except grpc.RpcError as problem:
+        return problem.code()
+    return None
+
+
+def over_rest(doors: Doors) -> np.ndarray:
+    answer = httpx.post(
+        f"{doors.child.url}/v2/models/digits/infer",
+        content=X.tobytes(),
+        headers={"inference-header-content-length": "0"},
+    )
+    start = int(answer.headers["inference-header-content-length"])
+    return np.frombuffer(answer.content[start:], np.float32).reshape(2, 10)
+
+
+def logits(response: Any) -> np.ndarray:
+    return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(list(response.outputs[0].shape))
+
+
+# ------------------------------------------------------------------------------------------------ both doors agree
+
+
+def test_raw_and_typed_contents_give_the_bits_of_rest(stub: Any, doors: Doors):
+    wanted = over_rest(doors)
+    for request in (message(), message(fp32_contents=X.ravel().tolist())):
+        answer, call = stub.ModelInfer.with_call(request)
+        assert logits(answer).tobytes() == wanted.tobytes()
+        assert (answer.model_name, answer.model_version) == ("digits", "1")
+        metadata = dict(call.trailing_metadata())
+        assert metadata["bnfold-model-version"] == "1"
+        assert metadata["bnfold-provider"] == "CPUExecutionProvider"
+        assert metadata["bnfold-model-digest"].startswith("sha256:")
+    other = message(fp32_contents=(X.ravel() + np.float32(1e-3)).tolist())
+    assert logits(stub.ModelInfer(other)).tobytes() != wanted.tobytes()
+
+
+def test_documents_are_those_of_rest(stub: Any, doors: Doors):
+    from google.protobuf.json_format import MessageToDict, ParseDict
+
+    def rest(path: str) -> Any:
+        return httpx.get(f"{doors.child.url}{path}").json()
+
+    def plain(found: Any) -> Any:
+        return MessageToDict(found, preserving_proto_field_name=True)
+
+    config = stub.ModelConfig(pb.ModelConfigRequest(name="pair")).config
+    assert config == ParseDict(rest("/v2/models/pair/config"), type(config)())
+    metadata = stub.ModelMetadata(pb.ModelMetadataRequest(name="pair"))
+    assert metadata == ParseDict(rest("/v2/models/pair"), type(metadata)())
+    assert plain(stub.ServerMetadata(pb.ServerMetadataRequest())) == rest("/v2")
+    statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(name="digits"))
+    assert statistics == ParseDict(rest("/v2/models/digits/stats"), type(statistics)())
+    index = httpx.post(f"{doors.child.url}/v2/repository/index").json()
+    listed = stub.RepositoryIndex(pb.RepositoryIndexRequest()).models
+    assert [(each.name, each.version, each.state) for each in listed] == [
+        (each["name"], each["version"], each["state"]) for each in index
+    ]
+
+
+ALIKE: dict[str, tuple[Any, dict[str, Any]]] = {
+    "unknown model": (message(model="digit"), {"model": "digit"}),
+    "unknown input": (message(name="image"), {"name": "image"}),
+    "wrong datatype": (message(datatype="FP64"), {"datatype": "FP64"}),
+    "BYTES": (message(datatype="BYTES"), {"datatype": "BYTES"}),
+    "negative size": (message(shape=(-2, 1, 8, 8)), {"shape": [-2, 1, 8, 8]}),
+    "no rows": (message(shape=(0, 1, 8, 8)), {"shape": [0, 1, 8, 8]}),
+    "huge shape": (message(shape=(2**62, 1, 8, 8)), {"shape": [2**62, 1, 8, 8]}),
+    "wrong rank": (message(shape=(2, 64)), {"shape": [2, 64]}),
+    "no shape": (message(shape=()), {"shape": []}),
+    "more rows than there are": (message(shape=(3, 1, 8, 8)), {"shape": [3, 1, 8, 8]}),
+    "too many rows": (message([bytes(256 * 1025)], shape=(1025, 1, 8, 8)), {"shape": [1025, 1, 8, 8], "rows": 1025}),
+}
+
+
+@pytest.mark.parametrize("case", ALIKE)
+def test_what_is_wrong_is_said_in_the_words_of_rest(case: str, stub: Any, doors: Doors):
+    request, changes = ALIKE[case]
+    model = changes.pop("model", "digits")
+    data = bytes(256 * changes.pop("rows")) if "rows" in changes else X.tobytes()
+    entry = {"name": "input", "datatype": "FP32", "shape": [2, 1, 8, 8], **changes}
+    body = httpx.Request(
+        "POST", "http://x", json={"inputs": [{**entry, "parameters": {"binary_data_size": len(data)}}]}
+    ).content
+    answer = httpx.post(
+        f"{doors.child.url}/v2/models/{model}/infer",
+        content=body + data,
+        headers={"inference-header-content-length": str(len(body))},
+    )
+    code, details = refusal(stub.ModelInfer, request)
+    assert code is {400: INVALID, 404: NOT_FOUND}[answer.status_code]
+    assert details == answer.json()["error"]
+
+
+# ------------------------------------------------------------------------------------------------ hostile messages
+
+HOSTILE = {
+    "no data": (message(fp32_contents=[]), "no data"),
+    "raw data of another size": (message([b"1"]), "1 bytes of binary data"),
+    "empty raw data": (message([b""]), "0 bytes of binary data"),
+    "more raw data than inputs": (message([X.tobytes(), b""]), "2 raw_input_contents for 1 inputs"),
+    "raw and typed": (message([X.tobytes()], fp32_contents=[1.0]), "both contents and raw_input_contents"),
+    "too few elements": (message(fp32_contents=[1.0] * 127), "127 elements; expected 128"),
+    "elements of another type": (message(int_contents=[1] * 128), "in int_contents; expected FP32 in fp32_contents"),
+    "elements of two types": (
+        message(fp32_contents=[1.0] * 128, bool_contents=[True]),
+        "in bool_contents, fp32_contents",
+    ),
+    "few elements for a huge shape": (message(fp32_contents=[1.0], shape=(2**40 - 1, 1, 8, 8)), "1 elements"),
+    "texts": (message(bytes_contents=[b"a"]), "in bytes_contents"),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_refuses_by_name(case: str, stub: Any):
+    request, words = HOSTILE[case]
+    code, details = refusal(stub.ModelInfer, request)
+    assert (code, words in details) == (INVALID, True), details
+    assert "\n" not in details
+
+
+def test_inputs_and_outputs_stand_once(stub: Any):
+    twice = message([X.tobytes()] * 2)
+    twice.inputs.append(twice.inputs[0])
+    assert "stands twice" in refusal(stub.ModelInfer, twice)[1]
+    twice = message()
+    for _ in range(2):
+        twice.outputs.add(name="logits")
+    assert "stands twice" in refusal(stub.ModelInfer, twice)[1]
+    assert "no input 'input'" in refusal(stub.ModelInfer, pb.ModelInferRequest(model_name="digits"))[1]
+
+
+def test_parameters_are_checked(stub: Any):
+    for name, kind, value in (
+        ("timeout", "int64_param", -1),
+        ("timeout", "string_param", "soon"),
+        ("timeout", "double_param", 0.5),
+        ("priority", "int64_param", -3),
+        ("priority", "bool_param", True),
+    ):
+        request = message()
+        setattr(request.parameters[name], kind, value)
+        code, details = refusal(stub.ModelInfer, request)
+        assert (code, f"as {name}; expected" in details) == (INVALID, True), details
+    request = message()
+    request.parameters["priority"].uint64_param = 1
+    request.parameters["mine"].string_param = "x"
+    request.parameters["timeout"].int64_param = 0
+    request.parameters["empty"].SetInParent()
+    assert len(stub.ModelInfer(request).raw_output_contents) == 1
+
+
+def test_bytes_that_are_no_message(doors: Doors):
+    with channel(doors) as opened:
+        for method in SERVICE.methods:
+            if method.name == "ModelStreamInfer" or not method.input_type.fields:
+                continue  # an empty message takes any bytes for fields that it does not know
+            call = opened.unary_unary(f"/{SERVICE.full_name}/{method.name}")
+            code, details = refusal(call, b"\xff\xff\xff\xff")
+            assert code in (INVALID, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.UNAUTHENTICATED), method.name
+            assert "\n" not in details
+        code, _ = refusal(opened.unary_unary(f"/{SERVICE.full_name}/ModelExplain"), b"")
+        assert code is grpc.StatusCode.UNIMPLEMENTED
+
+
+def test_every_method_of_the_proto_is_answered(doors: Doors):
+    """One that a later release adds is not offered until somebody offers it; none ends in an unforeseen error."""
+    with channel(doors) as opened:
+        for method in SERVICE.methods:
+            if method.name == "ModelStreamInfer":
+                continue
+            call = opened.unary_unary(f"/{SERVICE.full_name}/{method.name}")
+            assert outcome(call, b"", timeout=30) not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), (
+                method.name
+            )
+    assert "Traceback" not in doors.child.text()
+
+
+def test_messages_are_capped_also_when_they_unpack(stub: Any):
+    too_large = message([bytes(2**25 + 4)], shape=(1, 1, 8, 8))
+    for compression in (None, grpc.Compression.Gzip, grpc.Compression.Deflate):
+        code, _ = refusal(stub.ModelInfer, too_large, compression=compression)
+        assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert logits(stub.ModelInfer(message(), compression=grpc.Compression.Gzip)).shape == (2, 10)
+
+
+# --------------------------------------------------------------------------------------- time, leaving, and streams
+
+
+def test_a_deadline_of_the_client_or_of_the_request_ends_it(stub: Any, doors: Doors):
+    assert refusal(stub.ModelInfer, slow(), timeout=0.001)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
+    code, details = refusal(stub.ModelInfer, slow(timeout=1))
+    assert code in (grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE), details
+    assert doors.child.child.poll() is None
+    assert logits(stub.ModelInfer(message())).shape == (2, 10)
+
+
+def _failures(doors: Doors, reason: str) -> float:
+    lines = httpx.get(f"{doors.child.url}/metrics").text.splitlines()
+    return sum(
+        float(line.split()[-1]) for line in lines if line.startswith("bnfold_inference_request_failure_total")
+        and f'reason="{reason}"' in line and 'model="free"' in line
+    )  # fmt: skip
+
+
+def test_a_call_that_is_cancelled_while_it_waits_is_not_run(stub: Any, doors: Doors):
+    before = _failures(doors, "cancelled")
+    running = [stub.ModelInfer.future(slow()) for _ in range(3)]
+    waiting = stub.ModelInfer.future(slow())
+    time.sleep(0.05)
+    waiting.cancel()
+    assert waiting.cancelled()
+    assert all(len(each.result(60).raw_output_contents) == 1 for each in running)
+    until(lambda: _failures(doors, "cancelled") + _failures(doors, "client_gone") > before)
+
+
+def test_a_stream_answers_each_message_with_its_id_and_goes_on_after_errors(stub: Any):
+    requests = [message(identity=str(number)) for number in range(100)]
+    requests[7] = message(identity="7", name="image")
+    requests[9] = message(identity="9", model="digit")
+    answers = list(stub.ModelStreamInfer(iter(requests)))
+    assert sorted((each.infer_response.id for each in answers), key=int) == [str(number) for number in range(100)]
+    failed = {each.infer_response.id: each.error_message for each in answers if each.error_message}
+    assert set(failed) == {"7", "9"}
+    assert "no input 'image'" in failed["7"]
+    assert "no model 'digit'" in failed["9"]
+    for each in answers:
+        if not each.error_message:
+            assert len(each.infer_response.raw_output_contents[0]) == 80
+            assert each.infer_response.parameters["triton_final_response"].bool_param
+
+
+def test_a_stream_answers_in_order_of_completion(repository: Path, tmp_path: Path):
+    with both_doors(repository, tmp_path, BNFOLD_THREADS="2") as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        first = [
+            each.infer_response.id for each in stub.ModelStreamInfer(iter([slow("slow"), message(identity="fast")]))
+        ]
+    assert first == ["fast", "slow"]
+
+
+def test_a_client_that_leaves_its_stream_leaves_nothing_behind(stub: Any, doors: Doors):
+    sending: queue.Queue[Any] = queue.Queue()
+    call = stub.ModelStreamInfer(iter(sending.get, None))
+    for number in range(6):
+        sending.put(slow(str(number)))
+    assert next(call).infer_response.id
+    before = _failures(doors, "cancelled")
+    call.cancel()
+    sending.put(None)
+    until(lambda: _failures(doors, "cancelled") > before)
+    assert logits(stub.ModelInfer(message())).shape == (2, 10)
+
+
+# ------------------------------------------------------------------------------------------------ health, keys, stop
+
+
+def test_health_of_the_server_and_of_models(doors: Doors):
+    with channel(doors) as opened:
+        health = health_pb2_grpc.HealthStub(opened)
+        for name in ("", SERVICE.full_name, "digits"):
+            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1, name
+        assert refusal(health.Check, health_pb2.HealthCheckRequest(service="digit"))[0] is NOT_FOUND
+
+
+def test_keys_come_in_the_metadata(digits_only: Path, tmp_path: Path):
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-for-inference\n")
+    keys.chmod(0o600)
+    with both_doors(digits_only, tmp_path, BNFOLD_API_KEY_FILE=str(keys)) as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        denied = grpc.StatusCode.UNAUTHENTICATED
+        assert stub.ServerLive(pb.ServerLiveRequest()).live
+        assert stub.ServerReady(pb.ServerReadyRequest()).ready
+        assert refusal(stub.ModelInfer, message())[0] is denied
+        assert refusal(stub.ModelMetadata, pb.ModelMetadataRequest(name="digits"))[0] is denied
+        wrong = (("authorization", "Bearer another-key-of-16"),)
+        assert refusal(stub.ModelInfer, message(), metadata=wrong)[0] is denied
+        assert refusal(lambda: list(stub.ModelStreamInfer(iter([message()]))))[0] is denied
+        for metadata in ((("authorization", "Bearer a-key-for-inference"),), (("x-api-key", "a-key-for-inference"),)):
+            assert len(stub.ModelInfer(message(), metadata=metadata).raw_output_contents) == 1
+            assert len(list(stub.ModelStreamInfer(iter([message()]), metadata=metadata))) == 1
+            load = pb.RepositoryModelLoadRequest(model_name="digits")
+            assert refusal(stub.RepositoryModelLoad, load, metadata=metadata)[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_sigterm_finishes_what_was_accepted_and_ends_streams(repository: Path, tmp_path: Path):
+    with both_doors(repository, tmp_path, BNFOLD_DRAIN_DELAY="0.2") as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        sending: queue.Queue[Any] = queue.Queue()
+        call = stub.ModelStreamInfer(iter(sending.get, None))
+        sending.put(message(identity="before"))
+        assert next(call).infer_response.id == "before"
+        accepted = [stub.ModelInfer.future(slow(str(number))) for number in range(4)]
+        until(lambda: 'pending_rows{model="free",version="1"} 0.0' not in httpx.get(f"{doors.child.url}/metrics").text)
+        doors.child.child.send_signal(signal.SIGTERM)
+        until(lambda: not _is_ready(stub))
+        assert {len(each.result(60).raw_output_contents) for each in accepted} == {1}
+        assert list(call) == []  # an idle stream is ended, and in peace
+        sending.put(None)
+        assert doors.child.wait() == 0
+    assert "Traceback" not in doors.child.text()
+
+
+def _is_ready(stub: Any) -> bool:
+    """Whether it says so; a server that has gone does not."""
+    try:
+        return stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
+    except grpc.RpcError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------------------- the start
+
+
+def _serve(repository: Path, *flags: str, code: str = "") -> tuple[int, list[str]]:
+    """Exit code and lines of a server that cannot start."""
+    command = [
+        sys.executable,
+        "-c",
+        f"{code}\nfrom bnfold.__main__ import main\nimport sys\nsys.exit(main(sys.argv[1:]))",
+    ]
+    ran = subprocess.run(
+        [*command, "serve", str(repository), "--port", "0", "--device", "cpu", *flags],
+        cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    return ran.returncode, ran.stderr.splitlines()
+
+
+def test_without_the_extra_a_port_is_one_sentence_and_no_port_is_fine(digits_only: Path):
+    hidden = "import sys\nsys.modules['grpc'] = None"
+    status, lines = _serve(digits_only, "--grpc-port", "0", code=hidden)
+    assert status == 2
+    assert len(lines) == 1
+    assert "pip install 'bnfold[grpc]'" in lines[0]
+    probe = f"{hidden}\nimport service.app, service.rpc.door\nassert 'tritonclient' not in sys.modules"
+    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
+
+
+def test_a_port_that_is_taken_is_one_sentence(digits_only: Path):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        status, lines = _serve(digits_only, "--grpc-port", str(taken.getsockname()[1]))
+    assert status == 2
+    assert len(lines) == 1
+    assert "cannot listen" in lines[0]
+
+
+def test_many_threads_on_one_channel_get_their_own_rows(stub: Any):
+    generator = np.random.default_rng(0)
+    batches = [generator.random((int(rows), 1, 8, 8)).astype(np.float32) for rows in generator.integers(1, 5, 60)]
+    alone = [logits(stub.ModelInfer(message([each.tobytes()], shape=each.shape))) for each in batches]
+    found: dict[int, np.ndarray] = {}
+
+    def ask(number: int) -> None:
+        each = batches[number]
+        found[number] = logits(stub.ModelInfer(message([each.tobytes()], shape=each.shape), timeout=60))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(len(batches))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for number, wanted in enumerate(alone):
+        assert found[number].shape == wanted.shape
+        assert np.abs(found[number] - wanted).max() <= 1e-5 * np.abs(wanted).max()
