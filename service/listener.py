@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import socket
+import struct
 import sys
 
 from bnfold.errors import BnfoldError
+
+_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
+_BPF_RET = 0x06  # BPF_RET | BPF_K of linux/filter.h: end, and keep so many bytes of the packet
 
 
 def bind_socket(host: str, port: int, *, share: bool = False) -> socket.socket:
@@ -43,8 +49,24 @@ def reserve_socket(host: str, port: int) -> socket.socket:
     return bind_socket(host, port, share=True)
 
 
-def write_url(listener: socket.socket, scheme: str = "http") -> str:
-    """Where a bound socket is reached."""
+def refuse_new(listener: socket.socket) -> None:
+    """Let no new connection come to a listening socket, so that those in its queue can be accepted before it closes.
+
+    The kernel resets what is in the queue of a socket that closes, though the client is connected by then. A filter
+    that drops the first packet (SYN) makes the client try again a second later, when nobody listens. Linux; elsewhere
+    nothing is done.
+    """
+    if sys.platform != "linux":
+        return
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", _BPF_RET, 0, 0, 0))  # struct sock_filter
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))  # struct sock_fprog
+    with contextlib.suppress(OSError):  # forbidden in some sandboxes
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def write_url(listener: socket.socket, *, secure: bool = False) -> str:
+    """Where a bound socket is reached. secure: over TLS."""
+    scheme = "https" if secure else "http"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 

@@ -27,13 +27,14 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.keys import check_exposure
 from service.lifecycle import Lifecycle
-from service.listener import bind_socket, no_address, write_url
+from service.listener import bind_socket, no_address, refuse_new, write_url
 from service.logs import say_where, set_up_logs
 from service.peers import Crew
 from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
+_QUEUE = 0.05  # seconds to accept the connections that the kernel has made already
 _LAST_ARRIVALS = 0.1  # seconds for requests that were on the wire when the socket closed
 
 
@@ -131,7 +132,7 @@ class Server(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         for listener in sockets or []:
-            where = write_url(listener)
+            where = write_url(listener, secure=self._settings.tls_cert is not None)
             if self._settings.workers == 1:  # several are announced by their supervisor
                 say_where(self._settings, where)
             if self._announce is not None:
@@ -166,6 +167,10 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Stop accepting, read what has arrived, and only then let uvicorn close idle connections and wait."""
         self._lifecycle.drain()
+        if not self.force_exit:
+            for listener in sockets or []:
+                refuse_new(listener)
+            await asyncio.sleep(_QUEUE)
         for server in self.servers:
             server.close()
         if not self.force_exit:

@@ -48,8 +48,13 @@ def supervise(settings: Settings, *, announce: Callable[[str], None] | None = No
     Raises BnfoldError when the address cannot be had, a worker cannot start, or one keeps ending early.
     """
     set_up_logs(settings.log_format)
+    if sys.platform == "win32":
+        raise BnfoldError(
+            f"the server setting workers is {settings.workers}, but on Windows processes cannot share a port; expected "
+            "1; leave it out"
+        )
     with reserve_socket(settings.host, settings.port) as listener, _private_folder() as folder:
-        where = write_url(listener)
+        where = write_url(listener, secure=settings.tls_cert is not None)
         settings = replace(settings, port=int(listener.getsockname()[1]), state_dir=settings.state_dir or folder)
         with contextlib.ExitStack() as stack:
             if settings.grpc_port is not None:
