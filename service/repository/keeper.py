@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeVar
 
 from bnfold.errors import BnfoldError
 from service.engine import Engine
-from service.errors import Busy, LoadFailed, UnknownModel
+from service.errors import Busy, LoadFailed, UnknownModel, Unsaved
 from service.lifecycle import Lifecycle
 from service.policy import Policy, parse_policy
 from service.repository.catalogue import Repository
-from service.repository.entries import Entry
+from service.repository.entries import Entry, Served
 from service.repository.index import Listing, list_index
 from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, Stopped, renew, report
@@ -102,8 +102,13 @@ class Keeper:
         async with self._lock(name):
             before = self._repository.entries.get(name)
             entry = await self._renew(name, self._policy(policy), fresh=True)
-            if not entry.failure or entry.served != (() if before is None else before.served):
-                await self._write(name, "load", policy)
+            new = [each for each in entry.served if before is None or each not in before.served]
+            if new or not entry.failure:
+                try:
+                    await self._write(name, "load", policy)
+                except Unsaved:
+                    self._discard(new, before)
+                    raise
             self._place(entry)
         if entry.failure:
             after = "; nothing of it is served"
@@ -219,6 +224,12 @@ class Keeper:
         self._shown.count_load(entry.name, outcome)
         report(entry, before)
         self._retire(before, entry)
+
+    def _discard(self, new: list[Served], before: Entry | None) -> None:
+        for each in new:
+            self._shop.discard(each.engine)
+        if before is not None:
+            self._shown.show(None, before)
 
     def _unload(self, name: str) -> list[asyncio.Task[None]]:
         before = self._repository.entries.get(name)

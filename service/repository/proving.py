@@ -51,9 +51,9 @@ class Workshop:
             gate = check_gate(bundle, device=self.device, threads=1)
             if not gate.passed:
                 return self._refuse(version, gate.reasons or ("the load gate gave no reason",), gate, mark)
-            engine = open_engine(bundle, name, version, self.device, self.metrics, self.settings)
-            _warm_up(engine, bundle)
-            served = Served(engine, gate, bundle.parity(), mark)
+            parity = bundle.parity()
+            engine = self._open(bundle, name, version)
+            served = Served(engine, gate, parity, mark)
         except BnfoldError as problem:
             return self._refuse(version, (str(problem),), None, mark)
         except Exception as problem:  # a hostile version must not keep the others from being served
@@ -67,13 +67,23 @@ class Workshop:
             )  # fmt: skip
         return served
 
+    def _open(self, bundle: Bundle, name: str, version: int) -> Engine:
+        engine = open_engine(bundle, name, version, self.device, self.metrics, self.settings)
+        try:
+            # A batchable one has run all its goldens while it was opened.
+            for golden in () if engine.batchable else bundle.goldens()[:_WARM_UPS]:
+                engine.run(golden.inputs)
+        except BaseException:
+            self.discard(engine)
+            raise
+        return engine
+
+    def discard(self, engine: Engine) -> None:
+        """Close an engine that never served."""
+        engine.close()
+        self.metrics.forget(engine.name, engine.version)
+
     def _refuse(self, version: int, reasons: Sequence[str], gate: GateResult | None, mark: str) -> Refusal:
         """Strangers see the reasons: where the repository lies on this machine is none of their business."""
         here = f"{self.folder}{os.sep}"
         return Refusal(str(version), tuple(reason.replace(here, "") for reason in reasons), gate, mark)
-
-
-def _warm_up(engine: Engine, bundle: Bundle) -> None:
-    """Run goldens through the very engine that will serve. Raises ModelFault, which refuses the version."""
-    for golden in bundle.goldens()[:_WARM_UPS]:
-        engine.run(golden.inputs)
