@@ -149,7 +149,7 @@ class Load:
             found.seconds = time.perf_counter() - begun
         found.lost += len(self._lines) - len(self._free)
         for line in [line for line in self._lines.values() if line.due is not None]:
-            self._replace(line)
+            self._free.append(self._replace(line))
         return found
 
     def _rush(self, message: bytes, end: float, found: Outcome) -> None:
@@ -199,15 +199,17 @@ class Load:
             if answer is None:
                 continue
             now = time.perf_counter()
+            if line.due is None:  # the server has left a connection that waited for its next request
+                self._free.remove(line)
+                self._free.append(self._replace(line))
+                continue
             status, found.last_body = answer
             found.statuses[status] = found.statuses.get(status, 0) + 1
-            if status == 200 and line.due is not None:
+            if status == 200:
                 found.latencies.append(now - line.due)
             line.due = None
             done += 1
-            if line.closing:
-                line = self._replace(line, free=False)
-            self._free.append(line)
+            self._free.append(self._replace(line) if line.closing else line)
         return done
 
     def _connect(self) -> Line:
@@ -218,14 +220,12 @@ class Load:
         self._poll.register(peer.fileno(), select.EPOLLIN)
         return Line(peer)
 
-    def _replace(self, line: Line, *, free: bool = True) -> Line:
+    def _replace(self, line: Line) -> Line:
         del self._lines[line.number]
         self._poll.unregister(line.number)
         line.socket.close()
         fresh = self._connect()
         self._lines[fresh.number] = fresh
-        if free:
-            self._free.append(fresh)
         return fresh
 
 
@@ -262,15 +262,29 @@ def _parse(data: bytes) -> tuple[int, bytes, bool] | None:
     split = data.find(b"\r\n\r\n")
     if split < 0:
         return None
-    head = data[:split].lower()
+    head, rest = data[:split].lower(), data[split + 4 :]
     at = head.find(b"\r\ncontent-length:")
     if at >= 0:
         length = int(head[at + 17 :].split(b"\r\n", 1)[0])
-        if len(data) < split + 4 + length:
-            return None
-    elif not data.endswith(b"\r\n0\r\n\r\n"):
+        body = rest if len(rest) >= length else None
+    else:
+        body = _join_chunks(rest)
+    if body is None:
         return None
-    return int(head[9:12]), data[split + 4 :], b"\r\nconnection: close" in head
+    return int(head[9:12]), body, b"\r\nconnection: close" in head
+
+
+def _join_chunks(data: bytes) -> bytes | None:
+    """The body that was sent in chunks (RFC 9112, 7.1), None while it is not there in whole."""
+    parts: list[bytes] = []
+    at = 0
+    while (end := data.find(b"\r\n", at)) >= 0:
+        size = int(data[at:end].split(b";", 1)[0], 16)
+        if size == 0:
+            return b"".join(parts) if data.endswith(b"\r\n\r\n") else None
+        parts.append(data[end + 2 : end + 2 + size])
+        at = end + 2 + size + 2
+    return None
 
 
 @contextlib.contextmanager

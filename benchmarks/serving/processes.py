@@ -30,11 +30,8 @@ class Tree:
 
     def pids(self) -> list[int]:
         """The processes that bear the mark now."""
-        found = []
-        for entry in os.scandir("/proc"):
-            if entry.name.isdigit() and self._is_marked(int(entry.name)):
-                found.append(int(entry.name))
-        return found
+        names = (entry.name for entry in os.scandir("/proc"))
+        return [int(name) for name in names if name.isdigit() and self._is_marked(int(name))]
 
     def _is_marked(self, pid: int) -> bool:
         with contextlib.suppress(OSError):
