@@ -21,7 +21,6 @@ from service.openapi import INDEX, INDEX_BODY, LOAD, LOAD_BODY, UNLOAD_BODY
 from service.policy import parse_policy
 from service.protocol import parse_json
 
-_MOST_JSON = 2**16
 _POLICY = "version_policy"
 _ADMIN: dict[str, Any] = {"tags": ["Model repository"], "response_class": Response}
 
@@ -91,7 +90,7 @@ async def _read(hub: Hub, request: Request) -> dict[str, Any]:
     """The body as an object; nothing at all is an empty one."""
     with hub.budget.lease() as lease:
         body = await read_body(request.scope, request.receive, lease, hub.settings, hub.pool)
-        document = parse_json(body, _MOST_JSON) if body.strip() else {}
+        document = parse_json(body, hub.limits.json_bytes) if body.strip() else {}
     if not isinstance(document, dict):
         raise BadRequest("the body is no JSON object; expected one, or nothing")
     return document

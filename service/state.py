@@ -63,6 +63,7 @@ class DesiredState:
     def __init__(self, folder: Path | None) -> None:
         self._folder = folder
         self._memory: dict[str, Wish] = {}
+        self._latest = 0  # the highest epoch seen: numbers go on, also when somebody removes the file
         self._lock = threading.Lock()
 
     def stamp(self) -> Stamp | None:
@@ -78,7 +79,10 @@ class DesiredState:
     def look(self) -> Look:
         """Everything so far. Raises BnfoldError as `read` does."""
         stamp = self.stamp()  # first: a change between the two is then read twice, and not missed
-        return Look(stamp, self.read())
+        wishes = self.read()
+        with self._lock:
+            self._latest = max([self._latest, *(wish.epoch for wish in wishes.values())])
+        return Look(stamp, wishes)
 
     def read(self) -> Wishes:
         """By name of the model. Raises BnfoldError for a file that is not what `change` writes."""
@@ -107,13 +111,13 @@ class DesiredState:
         """
         with self._lock:
             if self._folder is None:
-                self._memory[name] = _next(self._memory, action, policy)
+                self._memory[name] = self._next(self._memory, action, policy)
                 return self._memory[name]
             try:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
                 with _locked(self._folder / _LOCK):
                     wishes = dict(self.read())
-                    wish = wishes[name] = _next(wishes, action, policy)
+                    wish = wishes[name] = self._next(wishes, action, policy)
                     _replace(self._folder / FILE, _write_wishes(wishes))
                     return wish
             except OSError as problem:
@@ -123,9 +127,9 @@ class DesiredState:
                 found = f"the state of the repository ({FILE}) is damaged"
             raise Unsaved(f"{found}, so nothing was changed; look at the server's state_dir, then try again")
 
-
-def _next(wishes: Wishes, action: Literal["load", "unload"], policy: str) -> Wish:
-    return Wish(action, 1 + max((wish.epoch for wish in wishes.values()), default=0), policy)
+    def _next(self, wishes: Wishes, action: Literal["load", "unload"], policy: str) -> Wish:
+        self._latest = 1 + max([self._latest, *(wish.epoch for wish in wishes.values())])
+        return Wish(action, self._latest, policy)
 
 
 def _read_wish(path: Path, name: str, wish: Any) -> Wish:

@@ -145,7 +145,11 @@ class Keeper:
         if name in self._repository.entries or name in self._repository.asides:
             return
         if is_name(name):
-            on_disk = await self._call(self._reader, lambda: snapshot(self._shop.folder, marks=False, only=name))
+            try:
+                on_disk = await self._call(self._reader, lambda: snapshot(self._shop.folder, marks=False, only=name))
+            except BnfoldError as problem:
+                _logger.error("%s", problem)
+                raise Busy("the model repository cannot be listed; the server's log says why") from None
             if on_disk.get(name):
                 return
         raise UnknownModel(

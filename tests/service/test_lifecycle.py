@@ -118,6 +118,9 @@ def test_the_folder_of_the_repository_gone_is_one_sentence_and_nothing_changes(m
     assert refused.status_code == 400
     assert operator.serves() == "1"
     assert operator.states() == {"1": "READY"}
+    unknown = operator.load("newcomer")
+    assert unknown.status_code == 503
+    assert str(models) not in unknown.text
     models.with_name("elsewhere").rename(models)
     assert operator.load().status_code == 200
 

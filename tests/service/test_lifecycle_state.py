@@ -54,6 +54,14 @@ def test_each_change_has_an_epoch_of_its_own_and_another_reader_sees_it(tmp_path
     assert one.read() == {"digits": Wish("load", 2, "specific:1"), "pair": Wish("load", 3)}
 
 
+def test_numbers_go_on_when_somebody_removes_the_file(tmp_path: Path):
+    one, other = DesiredState(tmp_path), DesiredState(tmp_path)
+    one.change("digits", "unload")
+    other.look()
+    (tmp_path / FILE).unlink()
+    assert other.change("digits", "load").epoch == 2
+
+
 def test_without_a_folder_it_is_kept_in_memory():
     state = DesiredState(None)
     assert state.change("digits", "unload").epoch == 1
