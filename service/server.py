@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -31,10 +32,12 @@ from service.listener import bind_socket, no_address, refuse_new, write_url
 from service.logs import say_where, set_up_logs
 from service.peers import Crew
 from service.settings import Settings
+from service.tls import Certificate, check_certificate
 
 _logger = logging.getLogger(__name__)
 
 _QUEUE = 0.05  # seconds to accept the connections that the kernel has made already
+_GOODBYE = 5.0  # seconds for a client to take part in the end of a TLS connection
 _LAST_ARRIVALS = 0.1  # seconds for requests that were on the wire when the socket closed
 
 
@@ -77,6 +80,7 @@ def serve(settings: Settings, *, announce: Callable[[str], None] | None = None) 
 def serve_shift(shift: Shift) -> None:
     """Serve in this process. Raises BnfoldError as `serve` does."""
     settings = shift.settings
+    check_certificate(settings)
     share = shift.crew is not None
     with _ending_on_sigterm() as stop, bind_socket(settings.host, settings.port, share=share) as listener:
         app = create_app(settings, shift.crew)
@@ -121,6 +125,7 @@ class Server(uvicorn.Server):
     """uvicorn's server with a drain before the stop. `drain` may be called from a signal handler."""
 
     def __init__(self, app: FastAPI, settings: Settings, announce: Callable[[str], None] | None = None) -> None:
+        self._certificate = Certificate.open(settings)
         super().__init__(make_config(app, settings))
         self._lifecycle: Lifecycle = app.state.hub.lifecycle
         app.state.hub.metrics.show_connections(lambda: len(self.server_state.connections))
@@ -130,13 +135,29 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
-        await super().startup(sockets)
+        await super().startup(sockets if self._certificate is None else [])
+        if self._certificate is not None:
+            self.servers += [await self._listen_with_tls(listener, self._certificate) for listener in sockets or []]
         for listener in sockets or []:
             where = write_url(listener, secure=self._settings.tls_cert is not None)
             if self._settings.workers == 1:  # several are announced by their supervisor
                 say_where(self._settings, where)
             if self._announce is not None:
                 self._announce(where)
+
+    async def _listen_with_tls(self, listener: socket.socket, certificate: Certificate) -> Any:
+        """As uvicorn listens, which would wait a minute for a greeting that does not come."""
+        config, state = self.config, self.lifespan.state
+        protocol: Any = config.http_protocol_class
+        make = partial(protocol, config=config, server_state=self.server_state, app_state=state)
+        return await asyncio.get_running_loop().create_server(
+            make,
+            sock=listener,
+            ssl=certificate.context,
+            ssl_handshake_timeout=self._settings.header_timeout,
+            ssl_shutdown_timeout=_GOODBYE,
+            backlog=config.backlog,
+        )
 
     @property
     def draining(self) -> bool:
@@ -162,6 +183,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: whether it is time to stop."""
+        if self._certificate is not None:
+            self._certificate.look()
         return await super().on_tick(counter) or time.monotonic() >= self._stop_at
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
