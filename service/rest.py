@@ -68,7 +68,7 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     binary = read_flag(parameters, "binary_data_output", "the request")
     entries = _objects(document, "outputs") if document.get("outputs") is not None else ()
     outputs = choose_outputs(entries, signature, binary=binary)
-    return check_request(identity, parameters, arrays, outputs, signature, limits)
+    return check_request(identity or None, parameters, arrays, outputs, signature, limits)
 
 
 def build_response(
