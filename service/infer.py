@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from starlette.types import Receive, Scope
 
 from service.answers import Headers
+from service.backlog import Outputs
 from service.body import find_header, read_body
 from service.compression import choose_coding, encode, read_accepted
+from service.engine import Engine
 from service.errors import BadMethod
 from service.hub import Hub
+from service.protocol import InferRequest
 from service.rest import build_response, parse_header_length, parse_request
 
-_HEADER_LENGTH = b"inference-header-content-length"
+HEADER_LENGTH = b"inference-header-content-length"
+ACCEPTED = "bnfold.accepted"  # in the scope of a request that was taken before the server closed
 _PREFIX, _SUFFIX = "/v2/models/", "/infer"
 
 
@@ -55,28 +59,36 @@ async def infer(hub: Hub, target: Target, scope: Scope, receive: Receive) -> Ans
     with hub.counting() as count, hub.budget.lease() as lease:
         if scope["method"] != "POST":
             raise BadMethod(f"inference takes POST, not {scope['method']}", "POST")
-        hub.check_open()
+        if ACCEPTED not in scope:
+            hub.check_open()
         engine = count.use(hub.repository.find(target.model, target.version))
         body = await read_body(scope, receive, lease, hub.settings, hub.pool)
-        header_length = parse_header_length(find_header(scope["headers"], _HEADER_LENGTH), len(body))
+        header_length = parse_header_length(find_header(scope["headers"], HEADER_LENGTH), len(body))
         request = parse_request(body, header_length, engine.signature, hub.limits)
         outputs = await hub.infer(
             engine, request.inputs, request.rows, request.timeout, receive, count, request.priority
         )
-        if request.ranks:
-            loop = asyncio.get_running_loop()
-            answer, json_length = await loop.run_in_executor(
-                hub.pool, build_response, engine.name, engine.version, request, outputs
-            )
-        else:
-            answer, json_length = build_response(engine.name, engine.version, request, outputs)
         accepted = read_accepted(scope["headers"]) if hub.settings.compress_answers else None
-        coding = choose_coding(accepted, len(answer))
-        packed = None if coding is None else await encode(answer, coding, hub.pool)
-    headers = engine.headers
-    if json_length is not None:
-        headers = [(_HEADER_LENGTH, str(json_length).encode("ascii")), *headers]
-    if coding is not None and packed is not None:
-        headers = [(b"content-encoding", coding.name.encode("ascii")), *headers]
-        answer = packed
-    return Answer(answer, headers, b"application/json" if json_length is None else b"application/octet-stream")
+        return await compose(hub, engine, request, outputs, accepted)
+
+
+async def compose(hub: Hub, engine: Engine, request: InferRequest, outputs: Outputs, accepted: bytes | None) -> Answer:
+    """The response: classified where the request asks for it, compressed as Accept-Encoding says. Raises BadRequest."""
+    if request.ranks:
+        answer = await asyncio.get_running_loop().run_in_executor(hub.pool, compose_now, engine, request, outputs)
+    else:
+        answer = compose_now(engine, request, outputs)
+    coding = choose_coding(accepted, len(answer.body))
+    packed = None if coding is None else await encode(answer.body, coding, hub.pool)
+    if coding is None or packed is None:
+        return answer
+    return Answer(packed, [(b"content-encoding", coding.name.encode("ascii")), *answer.headers], answer.content_type)
+
+
+def compose_now(engine: Engine, request: InferRequest, outputs: Outputs) -> Answer:
+    """The response as it is. Raises BadRequest."""
+    body, json_length = build_response(engine.name, engine.version, request, outputs)
+    if json_length is None:
+        return Answer(body, engine.headers, b"application/json")
+    headers = [(HEADER_LENGTH, b"%d" % json_length), *engine.headers]
+    return Answer(body, headers, b"application/octet-stream")
