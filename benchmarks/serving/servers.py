@@ -16,6 +16,7 @@ import orjson
 from open_loop import Ask
 
 from serving.networks import CLASSES, sample
+from serving.processes import free_port
 
 PEERS = Path(__file__).parent / "peers"
 MAX_BATCH = 64  # as many rows as bnfold puts together by default
@@ -153,7 +154,7 @@ def _bnfold_counts(place: Place) -> tuple[float, float]:
 
 def _prepare_mlserver(place: Place, rows: int) -> None:
     settings = {
-        "debug": False, "host": "127.0.0.1", "http_port": place.port, "grpc_port": place.port + 1,
+        "debug": False, "host": "127.0.0.1", "http_port": place.port, "grpc_port": free_port(),
         "metrics_endpoint": None, "parallel_workers": 0,
     }  # fmt: skip
     model = {"name": "network", "implementation": "mlserver_app.Network"}
