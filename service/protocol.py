@@ -63,6 +63,11 @@ class Signature:
     labels: tuple[str, ...] = ()
 
     @cached_property
+    def plans(self) -> dict[bytes, Any]:
+        """What was understood of the JSON heads of earlier binary requests, by their bytes; see service.plans."""
+        return {}
+
+    @cached_property
     def inputs_by_name(self) -> Mapping[str, Port]:
         """The inputs."""
         return {port.name: port for port in self.inputs}
@@ -88,7 +93,7 @@ class InferRequest:
     """A checked request.
 
     inputs: in the model's order. timeout: seconds, None where the request says nothing. priority: 1 is served before 2,
-    0 is the default.
+    0 is the default. heads: the JSON of earlier responses to requests like this one, by the shapes of the outputs.
     """
 
     id: str | None
@@ -97,6 +102,7 @@ class InferRequest:
     outputs: tuple[Wanted, ...]
     timeout: float | None
     priority: int = 0
+    heads: dict[tuple[tuple[int, ...], ...], bytes] | None = None
 
     @property
     def ranks(self) -> bool:

@@ -18,6 +18,7 @@ from bnfold.datatypes import BINARY_ONLY
 from service.classification import classify
 from service.errors import BadRequest
 from service.outputs import to_blob
+from service.plans import answer_alike, follow, keep_head, keep_plan
 from service.protocol import (
     Entry,
     InferRequest,
@@ -33,7 +34,7 @@ from service.protocol import (
     read_parameters,
     refuse_shared_memory,
 )
-from service.tensors import Array, Port, read_blob, read_numbers
+from service.tensors import Array, Port, find_truths, read_blob, read_numbers
 
 
 def parse_header_length(value: bytes | None, body_length: int) -> int | None:
@@ -53,6 +54,10 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     """Read the body of an inference request. Raises BadRequest, Unsupported, TooLarge."""
     if header_length == 0:
         return _raw_request(body, signature, limits)
+    if header_length is not None:
+        plan = signature.plans.get(body[:header_length])
+        if plan is not None and plan.size == len(body) - header_length:
+            return follow(plan, body, header_length)
     view = memoryview(body)
     split = len(body) if header_length is None else header_length
     document = parse_json(view[:split], limits.json_bytes, limits.json_values)
@@ -62,19 +67,26 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadRequest("the request has an id that is no text; expected text")
-    blobs = _Blobs(view[split:])
+    blobs = _Blobs(view[split:], holds_truths=header_length is not None or find_truths(body))
     arrays = read_inputs(_objects(document, "inputs"), signature, blobs.read)
     blobs.check_empty()
     binary = read_flag(parameters, "binary_data_output", "the request")
     entries = _objects(document, "outputs") if document.get("outputs") is not None else ()
     outputs = choose_outputs(entries, signature, binary=binary)
-    return check_request(identity or None, parameters, arrays, outputs, signature, limits)
+    request = check_request(identity or None, parameters, arrays, outputs, signature, limits)
+    if header_length is not None and not identity and len(blobs.spans) == len(arrays):
+        keep_plan(signature, body[:header_length], request, blobs.spans)
+    return request
 
 
 def build_response(
     model: str, version: str, request: InferRequest, outputs: Mapping[str, Array]
 ) -> tuple[bytes, int | None]:
     """The body of a response, and the length of its JSON when blobs follow it. Raises BadRequest for NaN in JSON."""
+    if request.heads:
+        answer = answer_alike(request, outputs)
+        if answer is not None:
+            return answer
     entries: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for wanted in request.outputs:
@@ -87,6 +99,8 @@ def build_response(
     if request.id is not None:
         document["id"] = request.id
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    if request.heads is not None:
+        keep_head(request, outputs, head)
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
 
 
@@ -107,19 +121,22 @@ def _write(wanted: Wanted, array: Array) -> tuple[dict[str, Any], bytes | None]:
 class _Blobs:
     """The binary inputs of one body, read from the front."""
 
-    def __init__(self, view: memoryview) -> None:
+    def __init__(self, view: memoryview, *, holds_truths: bool) -> None:
         self._view = view
         self._at = 0
+        self._holds_truths = holds_truths
+        self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self, entry: Entry, port: Port, shape: tuple[int, ...]) -> Array:
         """The data of one input, from the blobs or from JSON. Raises BadRequest, Unsupported."""
         size = self._size(entry, port)
         if size is not None:
             self._at += size
+            self.spans[port.name] = self._at - size, self._at
             return read_blob(self._view[self._at - size : self._at], port, shape)
         if port.datatype in BINARY_ONLY:
             raise BadRequest(f"input {port.name!r} is {port.datatype}, which JSON cannot carry; send it as binary data")
-        return read_numbers(entry.get("data"), port, shape)
+        return read_numbers(entry.get("data"), port, shape, holds_truths=self._holds_truths)
 
     def check_empty(self) -> None:
         """Raise BadRequest when bytes are left."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import functools
 import itertools
 import math
 import struct
@@ -25,6 +26,9 @@ _CODES = {
     "UINT8": "B", "UINT16": "H", "UINT32": "I", "UINT64": "Q",
     "FP16": "d", "FP32": "d", "FP64": "d",
 }  # fmt: skip
+
+
+_MOST_LETTERS = 64
 
 
 @dataclass(frozen=True)
@@ -86,15 +90,35 @@ def pack_texts(texts: Sequence[str]) -> bytes:
     return b"".join([part for element in encoded for part in (struct.pack("<I", len(element)), element)])
 
 
-def read_numbers(data: object, port: Port, shape: tuple[int, ...]) -> Array:
-    """The array of JSON numbers, flat in row-major order or nested as the shape says. Raises BadRequest."""
+def read_numbers(data: object, port: Port, shape: tuple[int, ...], *, holds_truths: bool = True) -> Array:
+    """The array of JSON numbers, flat in row-major order or nested as the shape says. Raises BadRequest.
+
+    holds_truths: False where the JSON is known to have no true and no false, which need not be looked for then.
+    """
     if not isinstance(data, list):
         raise BadRequest(f"input {port.name!r} has data that is no list; expected a list of numbers")
     flat = _flatten(data, port, shape) if data and isinstance(data[0], list) else data
     count = math.prod(shape)
     if len(flat) != count:
         raise BadRequest(f"input {port.name!r} has {len(flat)} numbers; expected {count} for the shape {list(shape)}")
-    return _convert(flat, port).reshape(shape)
+    if holds_truths or port.datatype != "FP32":
+        return _convert(flat, port).reshape(shape)
+    return _pack(flat, port).reshape(shape)
+
+
+def find_truths(text: bytes) -> bool:
+    """Whether true or false stands in a JSON text, be it in a name; said too of one that has many of their letters."""
+    for letter, word in ((b"u", b"true"), (b"l", b"false")):
+        at = text.find(letter)
+        for _ in range(_MOST_LETTERS):
+            if at < 0:
+                break
+            if text.startswith(word, max(0, at - 2)):
+                return True
+            at = text.find(letter, at + 1)
+        if at >= 0:
+            return True
+    return False
 
 
 def nested_shape(data: object) -> list[int]:
@@ -116,6 +140,20 @@ def _flatten(data: list[Any], port: Port, shape: tuple[int, ...]) -> list[Any]:
         if shape and len(data) == shape[0]:
             return level
     raise BadRequest(f"input {port.name!r} has data nested unlike its shape {list(shape)}; nest it so, or send it flat")
+
+
+def _pack(flat: Sequence[Any], port: Port) -> Array:
+    """FP32 from numbers that are no truth values; half the work of an array of doubles, and the same rounding."""
+    try:
+        packed = _packer(len(flat)).pack(*flat)
+    except (struct.error, OverflowError):  # what is wrong is found, and said, on the slower way
+        return _convert(flat, port)
+    return np.frombuffer(packed, np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+def _packer(count: int) -> struct.Struct:
+    return struct.Struct(f"={count}f")
 
 
 def _convert(flat: Sequence[Any], port: Port) -> Array:
