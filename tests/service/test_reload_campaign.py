@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import orjson
 
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-sys.path.insert(0, str(BENCHMARKS))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 from serving.checked_clients import Answer, is_right
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 
 
 def test_a_small_campaign_loses_nothing_and_answers_everything_right():
