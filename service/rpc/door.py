@@ -8,8 +8,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import os
+import ssl
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
@@ -94,8 +97,36 @@ def _listen(server: Any, address: str, settings: Settings) -> int:
         return int(server.add_insecure_port(address))
     import grpc
 
-    pair = (settings.tls_key.read_bytes(), settings.tls_cert.read_bytes())
-    return int(server.add_secure_port(address, grpc.ssl_server_credentials([pair])))
+    pair = Pair(settings.tls_cert, settings.tls_key)
+    first = pair.read()
+    return int(server.add_secure_port(address, grpc.dynamic_ssl_server_credentials(first, pair.renewed)))
+
+
+class Pair:
+    """A certificate and its key for gRPC, which asks for them before each handshake, in threads of its own."""
+
+    def __init__(self, cert: Path, key: Path) -> None:
+        self._files = (key, cert)
+        self._seen: object = None
+
+    def read(self) -> Any:
+        """What the files say now. Raises OSError, ssl.SSLError for half a renewal."""
+        import grpc
+
+        self._seen = self._stamp()
+        key, cert = (file.read_bytes() for file in self._files)
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(self._files[1], self._files[0])
+        return grpc.ssl_server_certificate_configuration([(key, cert)])
+
+    def renewed(self) -> Any:
+        """The new pair once the files have changed, None to go on with the one in use. The HTTP door tells the log."""
+        try:
+            return None if self._stamp() == self._seen else self.read()
+        except OSError:  # ssl.SSLError is one
+            return None
+
+    def _stamp(self) -> object:
+        return [(found.st_ino, found.st_size, found.st_mtime_ns) for found in map(os.stat, self._files)]
 
 
 def _address(host: str, port: int) -> str:

@@ -249,3 +249,34 @@ def test_the_command_ends_with_2_before_it_loads_a_model(pair: Pair, digits_only
     out, err = capsys.readouterr()
     assert "is not the key of" in json.loads(out)["error"]
     assert "Traceback" not in err
+
+
+def _says_live(port: int, pair: Pair) -> bool:
+    import grpc
+    from tritonclient.grpc import service_pb2, service_pb2_grpc
+
+    trusted = grpc.ssl_channel_credentials(pair.cert.read_bytes())
+    with grpc.secure_channel(f"127.0.0.1:{port}", trusted) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        try:
+            return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5).live
+        except grpc.RpcError:
+            return False
+
+
+def test_grpc_speaks_tls_too_and_takes_a_renewed_certificate(digits_only: Path, tmp_path: Path):
+    used, renewed, stranger = (make_pair(tmp_path, name) for name in ("used", "renewed", "stranger"))
+    first = Pair(tmp_path / "first.pem", used.key)
+    shutil.copy(used.cert, first.cert)
+    settings = Settings(
+        repository=digits_only, device="cpu", port=0, threads=1, tls_cert=used.cert, tls_key=used.key, grpc_port=0
+    )
+    with running(settings) as server:
+        port = server.app.state.grpc_port
+        assert _says_live(port, first)
+        assert not _says_live(port, stranger)
+        shutil.copy(renewed.cert, used.cert)  # half a renewal
+        assert _says_live(port, first)
+        used.put(renewed)
+        assert _says_live(port, renewed)
+        assert not _says_live(port, first)
