@@ -266,6 +266,37 @@ def test_messages_are_capped_also_when_they_unpack(stub: Any):
     assert logits(stub.ModelInfer(message(), compression=grpc.Compression.Gzip)).shape == (2, 10)
 
 
+def _mutations(generator: np.random.Generator) -> Iterator[bytes]:
+    """Requests with bytes changed, left out, doubled, or cut off."""
+    whole = [message().SerializeToString(), message(fp32_contents=X.ravel().tolist()).SerializeToString()]
+    for _ in range(600):
+        found = bytearray(whole[generator.integers(len(whole))])
+        for _ in range(generator.integers(1, 6)):
+            at = int(generator.integers(min(len(found), 120)))  # where the structure is
+            match generator.integers(4):
+                case 0:
+                    found[at] = generator.integers(256)
+                case 1:
+                    del found[at : at + int(generator.integers(1, 9))]
+                case 2:
+                    found[at:at] = found[at : at + int(generator.integers(1, 40))]
+                case _:
+                    del found[len(found) - int(generator.integers(1, 40)) :]
+        yield bytes(found)
+
+
+def test_damaged_messages_are_answered_or_refused(doors: Doors):
+    fine = {None, INVALID, NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.RESOURCE_EXHAUSTED}
+    fine |= {grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.UNAVAILABLE}  # a parameter may be a timeout now
+    with channel(doors) as opened:
+        call = opened.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+        codes = [outcome(call, body, timeout=30) for body in _mutations(np.random.default_rng(5))]
+    assert set(codes) <= fine
+    assert INVALID in codes
+    assert "Traceback" not in doors.child.text()
+    assert doors.child.child.poll() is None
+
+
 # --------------------------------------------------------------------------------------- time, leaving, and streams
 
 
@@ -400,6 +431,21 @@ def _is_ready(stub: Any) -> bool:
         return stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
     except grpc.RpcError:
         return False
+
+
+def test_several_workers_share_the_port_and_their_counts(digits_only: Path, tmp_path: Path):
+    with both_doors(digits_only, tmp_path, BNFOLD_WORKERS="2") as doors:
+        for _ in range(12):  # a connection each, so that both workers get some
+            with channel(doors) as opened:
+                stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+                assert len(stub.ModelInfer(message(), wait_for_ready=True, timeout=30).raw_output_contents) == 1
+        with channel(doors) as opened:
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+            statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(name="digits")).model_stats[0]
+        assert statistics.inference_stats.success.count == 12
+        assert statistics.inference_count == 24
+        doors.child.child.send_signal(signal.SIGTERM)
+        assert doors.child.wait() == 0
 
 
 # ------------------------------------------------------------------------------------------------------- the start

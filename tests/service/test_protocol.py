@@ -99,6 +99,16 @@ def test_timeout_is_in_microseconds():
     assert parse({**document(), "parameters": {"timeout": 0}}).timeout is None
 
 
+def test_priority_is_a_whole_number():
+    assert parse(document()).priority == 0
+    assert parse({**document(), "parameters": {"priority": 3}}).priority == 3
+    assert parse({**document(), "parameters": {"priority": 0, "mine": "x"}}).priority == 0
+
+
+def test_an_empty_id_is_none():
+    assert parse({**document(), "id": ""}).id is None
+
+
 def _input(**changes: Any) -> dict[str, Any]:
     body = document()
     body["inputs"][0] = {key: value for key, value in {**body["inputs"][0], **changes}.items() if value is not ...}
@@ -126,6 +136,10 @@ HOSTILE: dict[str, Any] = {
     "size of zero": _input(shape=[0, 2], data=[]),
     "size overflow": _input(shape=[2**62, 2]),
     "size beyond 64 bits": _input(shape=[2**64 + 2, 2]),
+    "a product that is right in 64 bits": _input(shape=[2**62 + 1, 4], data=[1, 2, 3, 4]),
+    "sizes of truth": _input(shape=[True, 2], data=[1, 2]),
+    "sizes with a fraction": _input(shape=[2.0, 2]),
+    "a hundred axes": _input(shape=[1] * 100, data=[1]),
     "wrong rank": _input(shape=[4]),
     "rows that differ": _input(shape=[1, 2], data=[1, 2]),
     "wrong datatype": _input(datatype="FP64"),
@@ -146,6 +160,13 @@ HOSTILE: dict[str, Any] = {
     "binary_data_output is a number": {**document(), "parameters": {"binary_data_output": 1}},
     "negative timeout": {**document(), "parameters": {"timeout": -1}},
     "timeout with a fraction": {**document(), "parameters": {"timeout": 0.5}},
+    "timeout of truth": {**document(), "parameters": {"timeout": True}},
+    "negative priority": {**document(), "parameters": {"priority": -1}},
+    "priority of text": {**document(), "parameters": {"priority": "1"}},
+    "priority of truth": {**document(), "parameters": {"priority": True}},
+    "classification of text": {**document(), "outputs": [{"name": "sum", "parameters": {"classification": "2"}}]},
+    "negative classification": {**document(), "outputs": [{"name": "sum", "parameters": {"classification": -2}}]},
+    "an output without a name": {**document(), "outputs": [{}]},
     "an unknown output": {**document(), "outputs": [{"name": "other"}]},
     "an output twice": {**document(), "outputs": [{"name": "sum"}, {"name": "sum"}]},
     "outputs are text": {**document(), "outputs": "sum"},
