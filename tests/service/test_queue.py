@@ -1,0 +1,372 @@
+"""Priorities, fair turns, admission, deadlines and delay of the real queue on a real event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import threading
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.backlog import Array, Backlog, Outputs
+from service.batcher import Batcher
+from service.errors import Busy, Expired, ModelFault
+
+POISON = -1.0
+
+
+class Recorder:
+    """2x, with a record of its calls in order. seconds: that a row takes. A closed gate keeps it inside `run`."""
+
+    def __init__(self, label: str = "recorder/1", *, batchable: bool = True, seconds: float = 0.0) -> None:
+        self.label = label
+        self.batchable = batchable
+        self.backlog = Backlog()
+        self.calls: list[list[float]] = []
+        self.runs: list[tuple[int, int]] = []
+        self.seconds = seconds
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Semaphore(0)
+        self._lock = threading.Lock()
+
+    def run(self, inputs: Mapping[str, Array]) -> Outputs:
+        first = inputs["x"][:, 0]
+        with self._lock:
+            self.calls.append([float(value) for value in first])
+        self.entered.release()
+        assert self.gate.wait(60)
+        time.sleep(self.seconds * len(first))
+        if (first == POISON).any():
+            raise ModelFault("poison")
+        return {"y": inputs["x"] * 2}
+
+    def count_batch(self, rows: int, joining: float, running: float, splitting: float, requests: int) -> None:
+        assert min(joining, running, splitting) >= 0
+        self.runs.append((rows, requests))
+
+    @property
+    def rows_run(self) -> list[float]:
+        return [value for call in self.calls for value in call]
+
+
+def with_batcher(test: Callable[[Batcher], Awaitable[None]], **options: Any) -> None:
+    async def run() -> None:
+        batcher = Batcher(**{"workers": 1, "max_batch_rows": 8, "max_queue_rows": 64, **options})
+        batcher.start()
+        try:
+            await asyncio.wait_for(test(batcher), 60)
+        finally:
+            await batcher.stop()
+
+    asyncio.run(run())
+
+
+def rows(start: float, count: int = 1, width: int = 2) -> dict[str, Array]:
+    return {"x": np.arange(start, start + count, dtype=np.float64)[:, None] + np.zeros((1, width))}
+
+
+async def infer(batcher: Batcher, model: Any, inputs: dict[str, Array], timeout: float = 60, **more: Any) -> Array:
+    outputs, _ = await batcher.infer(model, inputs, len(inputs["x"]), timeout=timeout, **more)
+    return outputs["y"]
+
+
+async def blocked(batcher: Batcher, model: Recorder) -> asyncio.Task[Array]:
+    """A worker inside the model, until its gate is opened."""
+    model.gate.clear()
+    first = asyncio.create_task(infer(batcher, model, rows(0)))
+    await asyncio.to_thread(model.entered.acquire, True, 60)
+    return first
+
+
+def queue(batcher: Batcher, model: Recorder, start: float, **more: Any) -> asyncio.Task[Array]:
+    return asyncio.create_task(infer(batcher, model, rows(start), **more))
+
+
+# ----------------------------------------------------------------------------------------------------------- priority
+
+
+def test_a_lower_number_goes_first_and_zero_is_the_middle():
+    model = Recorder(batchable=False)
+
+    async def test(batcher: Batcher) -> None:
+        first = await blocked(batcher, model)
+        tasks = [queue(batcher, model, start, priority=level) for start, level in ((1, 10), (2, 0), (3, 1), (4, 4))]
+        tasks.append(queue(batcher, model, 5, priority=99))  # there is no such level: the default
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    with_batcher(test)
+    assert model.rows_run == [0, 3, 4, 2, 5, 1]
+
+
+def test_a_batch_is_filled_from_lower_levels():
+    model = Recorder()
+
+    async def test(batcher: Batcher) -> None:
+        first = await blocked(batcher, model)
+        tasks = [queue(batcher, model, start, priority=level) for start, level in ((1, 9), (2, 1), (3, 5))]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    with_batcher(test)
+    assert model.calls == [[0], [2, 3, 1]]
+
+
+def test_urgent_requests_do_not_starve_the_others():
+    model = Recorder(batchable=False)
+
+    async def test(batcher: Batcher) -> None:
+        first = await blocked(batcher, model)
+        patient = queue(batcher, model, 1000, priority=10)
+        urgent = [queue(batcher, model, start, priority=1) for start in range(1, 41)]
+        await asyncio.sleep(0)
+        model.gate.set()
+        await asyncio.gather(first, patient, *urgent)
+
+    with_batcher(test)
+    assert model.rows_run.index(1000) == 16
+
+
+# ----------------------------------------------------------------------------------------------------------- fairness
+
+
+def test_a_greedy_model_does_not_starve_another():
+    greedy, modest = Recorder("greedy/1", seconds=2e-3), Recorder("modest/1", seconds=2e-3)
+    order: list[str] = []
+
+    async def note(name: str, task: asyncio.Task[Array]) -> None:
+        await task
+        order.append(name)
+
+    async def test(batcher: Batcher) -> None:
+        for model in (greedy, modest):  # so that both have their measure
+            await infer(batcher, model, rows(0))
+        first = await blocked(batcher, greedy)
+        notes = [note("greedy", queue(batcher, greedy, start)) for start in range(1, 49)]
+        notes += [note("modest", queue(batcher, modest, start)) for start in range(1, 5)]
+        await asyncio.sleep(0)
+        greedy.gate.set()
+        await asyncio.gather(first, *notes)
+
+    with_batcher(test)
+    assert order.index("modest") <= 16  # of 48: after two batches of the other at most
+
+
+def test_turns_go_by_time_and_not_by_batches():
+    slow, fast = Recorder("slow/1", seconds=8e-3), Recorder("fast/1", seconds=1e-3)
+    calls: list[str] = []
+    for model in (slow, fast):
+        model.calls = _Tee(calls, model.label)  # type: ignore[assignment]
+
+    async def test(batcher: Batcher) -> None:
+        for model in (slow, fast):
+            for start in range(3):
+                await infer(batcher, model, rows(start))
+        first = await blocked(batcher, slow)
+        del calls[:]
+        tasks = [queue(batcher, model, start) for start in range(1, 21) for model in (slow, fast)]
+        await asyncio.sleep(0)
+        slow.gate.set()
+        await asyncio.gather(first, *tasks)
+
+    with_batcher(test, max_batch_rows=1)
+    until_slow_has_run_five_times = list(itertools.takewhile(lambda n: n < 5, itertools.accumulate(
+        call == "slow/1" for call in calls
+    )))  # fmt: skip
+    assert len(until_slow_has_run_five_times) >= 15  # turns by batches would make it ten
+
+
+class _Tee(list[list[float]]):
+    def __init__(self, calls: list[str], label: str) -> None:
+        super().__init__()
+        self._names, self._label = calls, label
+
+    def append(self, call: list[float]) -> None:
+        self._names.append(self._label)
+        super().append(call)
+
+
+# ---------------------------------------------------------------------------------------------- deadlines, admission
+
+
+def test_a_ticket_that_is_found_too_late_by_a_worker_never_reaches_the_runtime():
+    model = Recorder()
+
+    async def test(batcher: Batcher) -> None:
+        first = await blocked(batcher, model)
+        late, wanted = queue(batcher, model, 10, timeout=0.02), queue(batcher, model, 20)
+        await asyncio.sleep(0)
+        time.sleep(0.05)  # the loop is busy, so that its own look at deadlines cannot come first
+        model.gate.set()
+        await asyncio.to_thread(model.entered.acquire, True, 60)
+        with pytest.raises(Expired):
+            await late
+        await asyncio.gather(first, wanted)
+
+    with_batcher(test)
+    assert model.rows_run == [0, 20]
+
+
+def test_what_would_come_too_late_is_refused_at_once_with_an_honest_wait():
+    model = Recorder(seconds=0.05)
+
+    async def test(batcher: Batcher) -> None:
+        await infer(batcher, model, rows(0))
+        first = await blocked(batcher, model)
+        waiting = [queue(batcher, model, start) for start in range(1, 41)]
+        await asyncio.sleep(0)
+        began = len(model.calls)
+        with pytest.raises(Busy, match="is to be expected in") as refused:
+            await infer(batcher, model, rows(99), timeout=0.5)
+        assert len(model.calls) == began
+        assert 1 <= refused.value.retry_after <= 5  # some 2 s of work wait
+        patient = queue(batcher, model, 100, timeout=30)
+        await asyncio.sleep(0)
+        model.seconds = 0.0
+        model.gate.set()
+        await asyncio.gather(first, patient, *waiting)
+
+    with_batcher(test)
+    assert 99.0 not in model.rows_run
+    assert 100.0 in model.rows_run
+
+
+def test_a_slow_first_call_does_not_refuse_for_ever():
+    model = Recorder(seconds=0.3)
+
+    async def test(batcher: Batcher) -> None:
+        await infer(batcher, model, rows(0))
+        model.seconds = 0.0
+        assert model.backlog.pace >= 0.3
+        for start in range(1, 40):  # nothing waits, so each is taken, whatever the measure says
+            await infer(batcher, model, rows(start), timeout=0.2)
+        assert model.backlog.pace < 0.01
+
+    with_batcher(test)
+
+
+def test_an_urgent_request_is_not_refused_for_what_waits_behind_it():
+    model = Recorder(seconds=0.05)
+
+    async def test(batcher: Batcher) -> None:
+        await infer(batcher, model, rows(0))
+        first = await blocked(batcher, model)
+        waiting = [queue(batcher, model, start, priority=9) for start in range(1, 41)]
+        await asyncio.sleep(0)
+        with pytest.raises(Busy):
+            await infer(batcher, model, rows(98), timeout=1.0, priority=9)
+        urgent = queue(batcher, model, 99, timeout=1.0, priority=1)
+        await asyncio.sleep(0)
+        model.seconds = 0.0
+        model.gate.set()
+        await asyncio.gather(first, urgent, *waiting)
+
+    with_batcher(test)
+    assert model.rows_run[:3] == [0, 0, 99]
+
+
+# -------------------------------------------------------------------------------------------------------- max_delay
+
+
+def test_a_delay_gathers_what_comes_and_a_full_batch_ends_it():
+    model = Recorder()
+
+    async def test(batcher: Batcher) -> None:
+        async def one(start: float) -> None:
+            await asyncio.sleep(0.001 * start)
+            await infer(batcher, model, rows(start))
+
+        await asyncio.gather(*[one(start) for start in range(4)])
+        assert model.calls == [[0, 1, 2, 3]]  # ended by the fourth: the delay alone would be a minute
+
+    with_batcher(test, workers=2, max_batch_rows=4, max_delay=60.0)
+
+
+def test_a_delay_ends_by_itself_and_with_the_server():
+    model = Recorder()
+
+    async def brief(batcher: Batcher) -> None:
+        assert (await infer(batcher, model, rows(3))).tolist() == [[6, 6]]
+
+    with_batcher(brief, max_delay=0.01)
+
+    async def stopped(batcher: Batcher) -> None:
+        task = queue(batcher, model, 4)
+        await asyncio.sleep(0)
+        assert batcher.waiting_rows(model) == 1
+        await batcher.stop()
+        assert (await task).tolist() == [[8, 8]]
+
+    with_batcher(stopped, max_delay=60.0)
+
+
+# ------------------------------------------------------------------------------------------------ all of it together
+
+_REQUEST = st.tuples(
+    st.integers(1, 5),  # rows
+    st.sampled_from([1, 2, 3]),  # width
+    st.integers(0, 2),  # model
+    st.sampled_from([0, 1, 5, 10]),  # priority
+    st.sampled_from([60.0, 60.0, 0.0005, 0.002]),  # timeout
+    st.sampled_from(["", "", "", "cancelled", "poison"]),
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(_REQUEST, min_size=1, max_size=40),
+    st.integers(1, 3),
+    st.integers(1, 12),
+    st.sampled_from([0.0, 0.0005]),
+    st.integers(10, 200),
+)
+def test_each_caller_gets_exactly_its_rows_or_one_clear_refusal(
+    requests: list[tuple[int, int, int, int, float, str]], workers: int, most: int, delay: float, room: int
+):
+    models = [Recorder("a/1"), Recorder("b/1", batchable=False), Recorder("c/1", seconds=2e-4)]
+    answered: list[float] = []
+
+    async def one(batcher: Batcher, at: int, request: tuple[int, int, int, int, float, str]) -> None:
+        count, width, which, priority, timeout, fate = request
+        inputs = rows(1000.0 * (at + 1), count, width)
+        if fate == "poison":
+            inputs["x"][-1] = POISON
+        found = await infer(batcher, models[which], inputs, timeout, priority=priority)
+        assert fate != "poison"
+        assert np.array_equal(found, inputs["x"] * 2)
+        answered.extend(inputs["x"][:, 0])
+
+    async def test(batcher: Batcher) -> None:
+        tasks = [asyncio.create_task(one(batcher, at, request)) for at, request in enumerate(requests)]
+        await asyncio.sleep(0)
+        for task, request in zip(tasks, requests, strict=True):
+            if request[5] == "cancelled":
+                task.cancel()
+        for result, request in zip(await asyncio.gather(*tasks, return_exceptions=True), requests, strict=True):
+            allowed: tuple[type[BaseException], ...] = (Busy,)  # Expired is one
+            if request[5] == "cancelled":
+                allowed = (Busy, asyncio.CancelledError)
+            if request[5] == "poison":
+                allowed = (Busy, ModelFault)
+            assert result is None or isinstance(result, allowed), result
+        for model in models:
+            assert batcher.waiting_rows(model) == batcher.waiting_requests(model) == 0
+
+    with_batcher(test, workers=workers, max_batch_rows=most, max_queue_rows=room, max_delay=delay)
+    run = [value for model in models for value in model.rows_run]
+    assert set(answered) <= set(run)
+    for model in models:
+        assert sum(count for count, _ in model.runs) == len(model.rows_run)
+        for call in model.calls:
+            owners = {value // 1000 for value in call if value != POISON}
+            assert len(call) <= max(most, 5)
+            assert model.batchable or len(owners) <= 1
