@@ -9,7 +9,6 @@ The first cell of a block says whether its owner still wants it shown.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import logging
 import mmap
@@ -19,6 +18,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeAlias
+
+import numpy as np
 
 Cells: TypeAlias = "memoryview[float]"
 
@@ -76,11 +77,11 @@ class Shelf:
         if self._folder is None:
             block = self._blocks.get(name)
             return [0.0] * size if block is None else list(block)
-        total = [0.0] * size
+        total = np.zeros(size)
         for cells in self._of_all(name):
             if len(cells) == size:
-                total = [a + b for a, b in zip(total, cells, strict=True)]
-        return total
+                total += cells
+        return list(total.tolist())
 
     def names(self) -> list[str]:
         """The blocks that some worker uses."""
@@ -89,16 +90,16 @@ class Shelf:
         found = {file.name for worker in self._folder.iterdir() for file in worker.iterdir()} | self._adrift
         return sorted(name for name in found if any(cells[_KEPT] for cells in self._of_all(name)))
 
-    def _of_all(self, name: str) -> Iterator[array.array[float]]:
+    def _of_all(self, name: str) -> Iterator[np.ndarray[tuple[int], np.dtype[np.float64]]]:
         if self._folder is None:
             return
         if name in self._adrift:
-            yield array.array("d", self._blocks[name])
+            yield np.array(self._blocks[name])
         for worker in self._folder.iterdir():
             with contextlib.suppress(FileNotFoundError):
                 found = (worker / name).read_bytes()
                 if len(found) >= _WIDTH:  # it may have been made this moment
-                    yield array.array("d", found[: len(found) // _WIDTH * _WIDTH])
+                    yield np.frombuffer(found, np.float64, len(found) // _WIDTH)
 
     def _sweep(self) -> None:
         """Remove own files that no worker uses."""

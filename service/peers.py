@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds; a worker whose loop is busy for longer is of no use to a probe
+_MOMENT = 0.1  # seconds
 _LONGEST = 4 * 2**20
 
 State = Mapping[str, Any]
@@ -54,6 +56,8 @@ class Peers:
         self._crew = crew
         self._tell = tell
         self._server: asyncio.Server | None = None
+        self._asked: asyncio.Future[list[State | None]] | None = None
+        self._until = 0.0
 
     async def start(self) -> None:
         """Answer the others."""
@@ -68,11 +72,15 @@ class Peers:
             self._server.close()
 
     async def others(self) -> list[State]:
-        """The states of the other workers that answer."""
+        """The states of the other workers that answer, a moment old at most: strangers may ask often."""
+        now = time.monotonic()
         if self._crew is None:
             return []
-        away = [worker for worker in range(self._crew.workers) if worker != self._crew.worker]
-        found = await asyncio.gather(*(_ask(self._crew.socket(worker)) for worker in away))
+        if self._asked is None or (self._asked.done() and now > self._until):
+            away = [worker for worker in range(self._crew.workers) if worker != self._crew.worker]
+            self._asked = asyncio.gather(*(_ask(self._crew.socket(worker)) for worker in away))
+            self._until = now + _MOMENT
+        found = await asyncio.shield(self._asked)
         return [state for state in found if state is not None]
 
     async def all(self) -> list[State]:

@@ -57,7 +57,8 @@ def _add_server(router: APIRouter, hub: Hub) -> None:
 
     @router.get("/metrics", summary="Prometheus metrics", tags=["Watching"], response_class=Response, responses=METRICS)
     async def metrics() -> Response:
-        page = hub.metrics.page([state["gauges"] for state in await hub.peers.others()])
+        others = [state["gauges"] for state in await hub.peers.others()]
+        page = await asyncio.to_thread(hub.metrics.page, others)
         return Response(page, headers={"content-type": CONTENT_TYPE.decode("ascii")})
 
 

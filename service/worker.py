@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -39,12 +40,16 @@ def main() -> int:
     from service.server import Shift, serve_shift
 
     shift = Shift(settings, announce=lambda _: _tell(out, {"ready": True}), crew=crew)
-    threading.Thread(target=_follow, args=(shift,), name="bnfold-parent", daemon=True).start()
+    orphaned = threading.Event()
+    threading.Thread(target=_follow, args=(shift, orphaned), name="bnfold-parent", daemon=True).start()
     try:
         serve_shift(shift)
     except BnfoldError as problem:
         _tell(out, {"failed": str(problem)})
         return CANNOT
+    finally:
+        if orphaned.is_set():  # nobody else is left to clear up
+            shutil.rmtree(crew.folder, ignore_errors=True)
     return 0
 
 
@@ -59,10 +64,11 @@ def read_settings(values: dict[str, Any]) -> Settings:
     return Settings(**{name: DESCRIBED[name].accept(value) for name, value in values.items()})
 
 
-def _follow(shift: Any) -> None:
+def _follow(shift: Any, orphaned: threading.Event) -> None:
     """Stop with the supervisor: it holds the other end of stdin, which the system closes when it is killed."""
     while sys.stdin.read(4096):
         pass
+    orphaned.set()
     if not shift.draining:
         os.kill(os.getpid(), signal.SIGTERM)
 

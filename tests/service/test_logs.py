@@ -133,7 +133,8 @@ def test_a_request_that_fails_by_our_fault_is_in_the_log_with_its_id(
     def broken(*_: Any) -> None:
         raise RuntimeError("inner words")
 
-    monkeypatch.setattr("service.infer.parse_request", broken)
+    for way in ("infer", "express"):
+        monkeypatch.setattr(f"service.{way}.parse_request", broken)
     answer = client.post(INFER, json=BODY, headers={"x-request-id": "mine-2"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "mine-2"

@@ -76,11 +76,16 @@ def statistics(server: Process) -> dict:
 
 
 def answered_by(server: Process, worker: int) -> float:
-    """Requests that one worker answered, from the cells that it has mapped."""
+    """Requests that one worker answered, by its own count."""
+    return Totals(np.frombuffer(cells(server, worker).read_bytes(), np.float64).tolist()).success
+
+
+def cells(server: Process, worker: int) -> Path:
+    """The file that a worker counts in."""
     maps = Path(f"/proc/{workers(server)[worker]}/maps").read_text()
     (path,) = {Path(line.split()[-1]) for line in maps.splitlines() if line.endswith("meter=digits=1")}
     assert path.parent.name == str(worker)
-    return Totals(np.frombuffer(path.read_bytes(), np.float64).tolist()).success
+    return path
 
 
 def test_readiness_lists_the_workers_and_what_each_has(two: Process):
@@ -190,8 +195,11 @@ def test_a_killed_supervisor_takes_the_workers_with_it(digits_only: Path, tmp_pa
     with process(digits_only, tmp_path, **TWO) as server:
         children = workers(server)
         assert all(runs(pid) for pid in children.values())
+        folder = cells(server, 0).parents[2]
+        assert folder.stat().st_mode & 0o777 == 0o700
         server.child.kill()
         until(lambda: not any(runs(pid) for pid in children.values()))
+        assert not folder.exists()
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE)
 
