@@ -131,6 +131,8 @@ class Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             missing = DESCRIBED["tls_cert" if self.tls_cert is None else "tls_key"]
             raise missing.refuse("", f"a PEM file, because its other half is given ({missing.flag})")
+        if "@" in self.otlp_endpoint:
+            raise DESCRIBED["otlp_endpoint"].refuse("", "an address without a password in it")
         self._check_at_least("max_queue_rows", "max_request_rows")
         self._check_at_least("max_memory_bytes", "max_body_bytes")
 

@@ -199,11 +199,12 @@ def test_a_long_address_and_many_headers_are_refused(tight: Running, head: bytes
         ("[1]," * 140_000, 413),
         ("{}," * 140_000, 413),
         ("1," * 1_100_000, 413),
+        ('{"a":1' + ',"a":1' * 600_000 + "},", 413),
         ("0," * 200_000, 400),
         ("[" * 1000 + "]" * 1000 + ",", 400),
         ("[" * 50_000 + "]" * 50_000 + ",", 400),
     ],
-    ids=["empty lists", "lists of one", "objects", "numbers", "few enough numbers", "deep", "too deep"],
+    ids=["empty lists", "lists of one", "objects", "numbers", "members", "few enough numbers", "deep", "too deep"],
 )
 @pytest.mark.parametrize("path", ["/v2/models/digits/infer", "/models/digits/predict"])
 def test_json_of_many_values_is_refused_before_it_is_parsed(server: Running, path: str, data: str, status: int):

@@ -16,7 +16,7 @@ from service_runs import PATIENCE, Running, running, until
 
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
-from service.keys import KeyFile, Keys
+from service.keys import KeyFile, Keys, check_exposure
 from service.settings import Settings
 
 INFER, SECOND, ADMIN, WRONG = (f"{name}-key-0123456789" for name in ("infer", "second", "admin", "wrong"))
@@ -241,6 +241,32 @@ def test_another_host_without_a_key_is_exit_2_and_one_sentence(digits_only, caps
     assert len(err.splitlines()) == 1
     assert "--api-key-file" in err
     assert "--insecure" in err
+
+
+@pytest.mark.parametrize(
+    ("host", "more", "goes"),
+    [
+        ("0.0.0.0", {}, False),
+        ("::", {}, False),
+        ("192.0.2.1", {}, False),
+        ("some.name", {}, False),
+        ("localhost.evil.example", {}, False),
+        ("0.0.0.0", {"admin_key_file": Path("keys")}, False),
+        ("0.0.0.0", {"api_key_file": Path("keys")}, True),
+        ("0.0.0.0", {"insecure": True}, True),
+        ("127.0.0.1", {}, True),
+        ("127.8.9.1", {}, True),
+        ("[::1]", {}, True),
+        ("localhost", {}, True),
+    ],
+)
+def test_which_hosts_ask_for_a_key(host: str, more: dict[str, object], goes: bool):
+    settings = Settings(host=host, **more)
+    if goes:
+        check_exposure(settings)
+        return
+    with pytest.raises(BnfoldError, match="--insecure"):
+        check_exposure(settings)
 
 
 def test_keys_are_nowhere_to_be_seen(locked: Running, files, caller: httpx.Client, capsys, caplog):

@@ -151,6 +151,7 @@ def test_reads_sizes_times_and_truths(name: str, text: str, value: object):
         ({}, {"max_memory_bytes": 2048}, "max_body_bytes"),
         ({}, {"tls_cert": "cert.pem"}, "--tls-key"),
         ({}, {"tls_key": "key.pem"}, "--tls-cert"),
+        ({"BNFOLD_OTLP_ENDPOINT": "http://me:secret@host"}, {}, "without a password"),
         ({}, {"prot": 1}, "did you mean port?"),
     ],
 )
@@ -159,6 +160,7 @@ def test_refuses_a_value_in_one_sentence(environment: dict[str, str], arguments:
         configure(arguments, environment)
     assert named in str(refusal.value)
     assert "\n" not in str(refusal.value)
+    assert "secret" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
