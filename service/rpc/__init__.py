@@ -2,7 +2,8 @@
 
     door.py        listening and stopping; the only module that may be imported without the extra `grpc`
     service.py     which method does what           messages.py    inference: protobuf to the checks and back
-    stream.py      ModelStreamInfer                 statuses.py    from a fault to a status code
+    inference.py   one inference                    statuses.py    from a fault to a status code
+    stream.py      ModelStreamInfer                 watching.py    request ids, access log, traces
 
 The messages are those of the official proto, from the package tritonclient.
 """

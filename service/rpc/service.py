@@ -26,6 +26,7 @@ from service.rpc import stream
 from service.rpc.inference import infer
 from service.rpc.messages import parse_message, read_map
 from service.rpc.statuses import code_of, message_of, metadata_of
+from service.rpc.watching import ID_KEY, raw_headers, watched
 
 Context = Any  # of grpc.aio, which ships no types
 Document = dict[str, Any]
@@ -33,6 +34,7 @@ Method = Callable[[Any], Awaitable[Document]]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
 _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
+_INFER_PATH = f"/{_SERVICE.full_name}/ModelInfer"
 _ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 
@@ -86,18 +88,20 @@ class Service:
         """Check the key that a method needs, which comes in the metadata. Raises Unauthorized, Forbidden."""
         if name in _OPEN:
             return
-        headers = ((key.encode(), _raw(value)) for key, value in context.invocation_metadata() or ())
-        self._hub.keys.check(headers, "admin" if name in _ADMIN else "infer")
+        self._hub.keys.check(raw_headers(context), "admin" if name in _ADMIN else "infer")
 
     # --------------------------------------------------------------------------------------------------- inference
 
     async def _infer(self, body: bytes, context: Context) -> Message:
+        headers = raw_headers(context)
         try:
-            self._admit("ModelInfer", context)
-            engine, response = await infer(self._hub, body, context.time_remaining())
+            with watched(self._hub, _INFER_PATH, headers) as request_id:
+                self._hub.keys.check(headers, "infer")
+                engine, response = await infer(self._hub, body, context.time_remaining())
         except Exception as problem:
             return await _abort(context, problem, "ModelInfer")
-        context.set_trailing_metadata([(name.decode("ascii"), value.decode("ascii")) for name, value in engine.headers])
+        proof = [(name.decode("ascii"), value.decode("ascii")) for name, value in engine.headers]
+        context.set_trailing_metadata((*proof, (ID_KEY, request_id)))
         return cast(Message, response)
 
     async def _stream(self, _: Any, context: Context) -> None:
@@ -168,10 +172,6 @@ class Service:
         check_unload(parameters)
         await self._hub.keeper.unload(message.model_name)
         return {}
-
-
-def _raw(value: str | bytes) -> bytes:
-    return value if isinstance(value, bytes) else value.encode()
 
 
 def _to_bytes(message: Message) -> bytes:

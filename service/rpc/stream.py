@@ -17,8 +17,10 @@ from service.hub import Hub
 from service.rpc.inference import answer
 from service.rpc.messages import parse_message
 from service.rpc.statuses import message_of
+from service.rpc.watching import raw_headers, watched
 
 NAME = "ModelStreamInfer"
+_PATH = f"/{pb.DESCRIPTOR.services_by_name['GRPCInferenceService'].full_name}/{NAME}"
 _MOST = 64  # requests of one stream at a time; the next is read when one of them is answered
 
 
@@ -29,6 +31,7 @@ class Stream:
         self._hub = hub
         self._closing = closing
         self._context = context
+        self._headers = raw_headers(context)
         self._slots = asyncio.Semaphore(_MOST)
         self._writing = asyncio.Lock()
 
@@ -70,7 +73,8 @@ class Stream:
             lease.take(len(body))
             message = parse_message(body, pb.ModelInferRequest)
             identity = message.id
-            _, found = await answer(self._hub, message, self._context.time_remaining())
+            with watched(self._hub, _PATH, self._headers):
+                _, found = await answer(self._hub, message, self._context.time_remaining())
         except Exception as problem:
             failed = pb.ModelInferResponse(id=identity)
             return pb.ModelStreamInferResponse(error_message=message_of(problem, NAME), infer_response=failed)

@@ -44,7 +44,7 @@ def both_doors(repository: Path, folder: Path, **environment: str) -> Iterator[D
     keys.chmod(0o600)
     settings = {"BNFOLD_GRPC_PORT": "0", "BNFOLD_ADMIN_KEY_FILE": str(keys), "BNFOLD_THREADS": "1", **environment}
     with process(repository, folder, **settings) as child:
-        found = re.search(r"gRPC on (\S+)", child.text())
+        found = re.search(r"gRPC on ([0-9.:]+)", child.text())
         assert found is not None, child.text()
         yield Doors(child, found[1])
 

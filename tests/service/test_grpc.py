@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import queue
 import signal
@@ -431,6 +432,22 @@ def _is_ready(stub: Any) -> bool:
         return stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
     except grpc.RpcError:
         return False
+
+
+def test_calls_stand_in_the_access_log_with_their_ids(digits_only: Path, tmp_path: Path):
+    settings = {"BNFOLD_ACCESS_LOG": "1", "BNFOLD_LOG_FORMAT": "json"}
+    with both_doors(digits_only, tmp_path, **settings) as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        _, call = stub.ModelInfer.with_call(message(), metadata=(("x-request-id", "mine-1"),))
+        assert dict(call.trailing_metadata())["x-request-id"] == "mine-1"
+        assert refusal(stub.ModelInfer, message(name="image"))[0] is INVALID
+        list(stub.ModelStreamInfer(iter([message(), message(model="digit")])))
+        until(lambda: doors.child.text().count("/inference.GRPCInferenceService/") == 4)
+        lines = [json.loads(line) for line in doors.child.text().splitlines() if "GRPCInferenceService/" in line]
+    assert sorted(line["status"] for line in lines) == [200, 200, 400, 404]
+    (mine,) = (line for line in lines if line["request_id"] == "mine-1")
+    assert (mine["model"], mine["version"], mine["status"]) == ("digits", "1", 200)
+    assert mine["path"].endswith("/ModelInfer")
 
 
 def test_several_workers_share_the_port_and_their_counts(digits_only: Path, tmp_path: Path):
