@@ -109,7 +109,7 @@ def test_every_error_has_the_one_shape(client: httpx.Client, method: str, path: 
 def test_an_unforeseen_error_is_500_without_a_traceback(
     client: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch
 ):
-    def broken() -> bytes:
+    def broken(*_: object) -> bytes:
         raise ZeroDivisionError("inner words")
 
     monkeypatch.setattr(server.hub.metrics, "page", broken)
@@ -117,7 +117,8 @@ def test_an_unforeseen_error_is_500_without_a_traceback(
     assert answer.status_code == 500
     assert list(answer.json()) == ["error"]
     assert "inner words" not in answer.text
-    monkeypatch.setattr("service.infer.parse_request", lambda *_: broken())
+    for way in ("infer", "express"):
+        monkeypatch.setattr(f"service.{way}.parse_request", broken)
     answer = client.post("/v2/models/digits/infer", json={})
     assert answer.status_code == 500
     labels = {"model": "digits", "version": "1", "reason": "internal"}
