@@ -207,9 +207,9 @@ def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
     http: Any = "h11"
     if importlib.util.find_spec("httptools") is not None:
         from service.bounds import Bounds
-        from service.connection import make_protocol
+        from service.express import make_protocol
 
-        http = make_protocol(Bounds.of(settings, app.state.hub.metrics.count_stray))
+        http = make_protocol(Bounds.of(settings, app.state.hub.metrics.count_stray), app.state.hub)
     else:
         _logger.warning("httptools is not installed: clients that are slow with the head of a request are waited for")
     return uvicorn.Config(
