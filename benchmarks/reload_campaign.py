@@ -245,6 +245,7 @@ def stop(process: subprocess.Popen[bytes], clients: Clients, port: int) -> int:
     found: list[int] = []
     load = threading.Thread(target=lambda: found.append(ask(port, f"/v2/repository/models/{MODEL}/load")[0]))
     load.start()
+    wait(lambda: found or "LOADING" in ask(port, "/v2/repository/index")[1])
     clients.stopping.set()
     process.send_signal(signal.SIGTERM)
     process.wait(PATIENCE)

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ FILE = "desired.json"
 _LOCK = "desired.lock"
 _SCHEMA = 1
 _MOST_BYTES = 16 * 2**20
+_PAUSE = 0.01
 
 Stamp = tuple[int, int, int]
 
@@ -58,10 +60,14 @@ class Look:
 
 
 class DesiredState:
-    """desired.json in a folder; without a folder it is kept in memory, for one process and until it ends."""
+    """desired.json in a folder; without a folder it is kept in memory, for one process and until it ends.
 
-    def __init__(self, folder: Path | None) -> None:
+    patience: seconds for another worker to write; one that was halted in the midst of it must not halt all.
+    """
+
+    def __init__(self, folder: Path | None, patience: float = 5.0) -> None:
         self._folder = folder
+        self._patience = patience
         self._memory: dict[str, Wish] = {}
         self._latest = 0  # the highest epoch seen: numbers go on, also when somebody removes the file
         self._lock = threading.Lock()
@@ -115,7 +121,7 @@ class DesiredState:
                 return self._memory[name]
             try:
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                with _locked(self._folder / _LOCK):
+                with _locked(self._folder / _LOCK, self._patience):
                     wishes = dict(self.read())
                     wish = wishes[name] = self._next(wishes, action, policy)
                     _replace(self._folder / FILE, _write_wishes(wishes))
@@ -180,12 +186,19 @@ def _sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One process at a time; the kernel lets go of it when the process dies."""
+def _locked(path: Path, patience: float) -> Iterator[None]:
+    """One process at a time; the kernel lets go of it when the process dies. Raises OSError when it takes too long."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
     try:
-        if fcntl is not None:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        until = time.monotonic() + patience
+        while fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_PAUSE)
         yield
     finally:
         os.close(descriptor)

@@ -23,7 +23,7 @@ from service.repository.entries import Entry, Served
 from service.repository.index import Listing, list_index
 from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, Stopped, renew, report
-from service.repository.scanning import Snapshot, is_name, snapshot
+from service.repository.scanning import Lookout, is_name, snapshot
 from service.repository.shown import Shown
 from service.state import DesiredState, Look, Wish
 
@@ -57,8 +57,7 @@ class Keeper:
         self._stamp = look.stamp
         self._wishes = dict(look.wishes)
         self._done = {name: wish.epoch for name, wish in self._wishes.items()}
-        self._acted: Snapshot = {}
-        self._last: Snapshot | None = {}
+        self._lookout = Lookout()
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading: set[str] = set()
         self._leaving: dict[Engine, asyncio.Task[None]] = {}
@@ -189,11 +188,9 @@ class Keeper:
         volume that comes loose must stop nothing.
         """
         found = await self._call(self._reader, lambda: snapshot(self._shop.folder))
-        last, self._last = self._last or {}, found
-        for name, marks in found.items():
-            if marks and marks == last.get(name) and marks != self._acted.get(name):
-                await self._poll_model(name)
-                self._acted = {**self._acted, name: marks}
+        for name in self._lookout.look(found):
+            await self._poll_model(name)
+            self._lookout.done(name)
 
     async def _poll_model(self, name: str) -> None:
         async with self._lock(name):

@@ -20,6 +20,23 @@ _DEEPEST = 3  # golden/test_data_set_0/input_0.pb
 Snapshot = Mapping[str, Mapping[int, str]]
 
 
+class Lookout:
+    """Tells which models have changed and have stopped changing: the same at two looks in a row."""
+
+    def __init__(self) -> None:
+        self._last: Snapshot = {}
+        self._done: dict[str, Mapping[int, str]] = {}
+
+    def look(self, found: Snapshot) -> list[str]:
+        """The models to look at again; until `done` they come up each time. Those without versions never do."""
+        last, self._last = self._last, found
+        return [name for name, marks in found.items() if marks and marks == last.get(name) != self._done.get(name)]
+
+    def done(self, name: str) -> None:
+        """A model was looked at as it was at the last look."""
+        self._done[name] = self._last[name]
+
+
 def list_models(folder: Path, *, warn: bool = False) -> list[str]:
     """The names of folders that may hold versions, sorted. Raises BnfoldError when the repository cannot be listed.
 

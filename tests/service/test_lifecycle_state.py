@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import resource
 import shutil
@@ -78,6 +79,14 @@ def test_processes_that_write_at_once_lose_no_change(tmp_path: Path):
     assert sorted(found) == ["model-0", "model-1", "model-2"]
     assert max(wish.epoch for wish in found.values()) == 75
     assert sorted(path.name for path in tmp_path.iterdir()) == [FILE, "desired.lock"]
+
+
+def test_a_worker_that_was_halted_while_it_wrote_does_not_halt_the_others(tmp_path: Path):
+    with (tmp_path / "desired.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(Unsaved, match="nothing was changed"):
+            DesiredState(tmp_path, patience=0.1).change("digits", "load")
+    assert DesiredState(tmp_path).change("digits", "load").epoch == 1
 
 
 @pytest.mark.parametrize(
