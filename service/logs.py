@@ -41,6 +41,11 @@ def say_where(settings: Settings, where: str) -> None:
     """Say that the server accepts requests, and who can reach it."""
     if not settings.is_loopback and settings.api_key_file is None:
         _logger.warning("%s can be reached from other machines, and asks nobody for a key", where)
+    if not settings.is_loopback and settings.api_key_file is not None and settings.tls_cert is None:
+        _logger.warning(
+            "keys travel to %s in the clear; give --tls-cert and --tls-key, or let what stands in front speak TLS",
+            where,
+        )
     several = "" if settings.workers == 1 else f" with {settings.workers} workers"
     _logger.info("serving on %s%s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, several, where)
 

@@ -129,8 +129,8 @@ class Settings:
                 self.version_policy, "latest, latest:N, all, or specific: and version numbers with commas"
             )
         if (self.tls_cert is None) != (self.tls_key is None):
-            missing = DESCRIBED["tls_cert" if self.tls_cert is None else "tls_key"]
-            raise missing.refuse("", f"a PEM file, because its other half is given ({missing.flag})")
+            given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")
+            raise DESCRIBED[missing].refuse("", f"a PEM file, because {DESCRIBED[given].flag} is given")
         if "@" in self.otlp_endpoint:
             raise DESCRIBED["otlp_endpoint"].refuse("", "an address without a password in it")
         self._check_at_least("max_queue_rows", "max_request_rows")

@@ -17,6 +17,7 @@ from service_runs import PATIENCE, Running, running, until
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
 from service.keys import KeyFile, Keys, check_exposure
+from service.logs import say_where
 from service.settings import Settings
 
 INFER, SECOND, ADMIN, WRONG = (f"{name}-key-0123456789" for name in ("infer", "second", "admin", "wrong"))
@@ -267,6 +268,20 @@ def test_which_hosts_ask_for_a_key(host: str, more: dict[str, object], goes: boo
         return
     with pytest.raises(BnfoldError, match="--insecure"):
         check_exposure(settings)
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({}, ""),
+        ({"host": "0.0.0.0", "insecure": True}, "asks nobody for a key"),
+        ({"host": "0.0.0.0", "api_key_file": Path("keys")}, "in the clear"),
+        ({"host": "0.0.0.0", "api_key_file": Path("keys"), "tls_cert": Path("c"), "tls_key": Path("k")}, ""),
+    ],
+)
+def test_the_log_warns_of_what_other_machines_may_do_or_read(caplog, more: dict[str, object], said: str):
+    say_where(Settings(**more), "http://here")
+    assert [said in record.message for record in caplog.records] == ([True] if said else [])
 
 
 def test_keys_are_nowhere_to_be_seen(locked: Running, files, caller: httpx.Client, capsys, caplog):
