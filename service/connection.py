@@ -22,6 +22,7 @@ _LONGEST_HEAD = 64 * 2**10  # bytes of a head or of trailers, give or take one r
 _LONGEST_URL = 8 * 2**10
 _MOST_HEADERS = 100
 _SLOWEST = 64 * 2**10  # bytes in a second that a client has to read
+_VERSIONS = ("1.1", "1.0")
 _FAREWELL = 1.0  # seconds that a client has to read why it was turned away
 _NO_HTTP = "the request is no HTTP/1.1 that can be read here; send another"
 
@@ -124,6 +125,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The end of its head."""
+        if self.parser.get_http_version() not in _VERSIONS:
+            self._exceed(505, "the request is in another version of HTTP; send HTTP/1.1")
         self._silent = 0
         self._stop_timer()
         self._unset_keepalive_if_required()  # set by the answer to an earlier request
