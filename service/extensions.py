@@ -17,7 +17,6 @@ from service.errors import Unsupported
 from service.hub import Hub
 from service.model_config import describe_config
 from service.openapi import ERRORS
-from service.policy import parse_policy
 from service.stats import describe
 
 _ALWAYS = ("binary_tensor_data", "classification", "model_configuration", "schedule_policy", "statistics")
@@ -86,7 +85,8 @@ def gather_statistics(hub: Hub, model: str | None, version: str | None) -> dict[
 
 def find_config(hub: Hub, model: str, version: str | None) -> dict[str, Any]:
     """Triton's ModelConfig of a version, or of the newest in service. Raises UnknownModel, NotReady."""
-    return describe_config(hub.repository.find(model, version), parse_policy(hub.settings.version_policy), hub.settings)
+    engine = hub.repository.find(model, version)
+    return describe_config(engine, hub.keeper.policy_of(engine.name), hub.settings)
 
 
 def refuse_memory(kind: str) -> Unsupported:

@@ -199,7 +199,7 @@ class Keeper:
                 return
             before = self._repository.entries.get(name) or self._repository.asides.get(name)
             entry = await self._renew(name, self._policy("" if wish is None else wish.policy), fresh=False)
-            if before is None or (entry.served, entry.refused) != (before.served, before.refused):
+            if before is None or not entry.is_like(before):
                 self._place(entry)
 
     # ------------------------------------------------------------------------------------------------- the change
@@ -233,7 +233,7 @@ class Keeper:
             self._shown.show(None, before)
 
     def _unload(self, name: str) -> list[asyncio.Task[None]]:
-        before = self._repository.entries.get(name)
+        before = self._repository.entries.get(name) or self._repository.asides.get(name)
         versions = () if before is None else (*before.engines, *before.older)
         entry = Entry(name, (), older=tuple(dict.fromkeys(versions)), unloaded=True)
         self._repository.replace(entry)
@@ -268,6 +268,11 @@ class Keeper:
     def _note(self, name: str, wish: Wish) -> None:
         self._wishes[name] = wish
         self._done[name] = wish.epoch
+
+    def policy_of(self, name: str) -> Policy:
+        """The version policy of a model: its own since a load that gave it one, or the server's."""
+        wish = self._wishes.get(name)
+        return self._policy("" if wish is None else wish.policy)
 
     def _policy(self, text: str) -> Policy:
         return parse_policy(text or self._shop.settings.version_policy)
