@@ -97,7 +97,12 @@ def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
     shop = Workshop(settings, repository.device, metrics)
     return Hub(
         settings=settings,
-        limits=Limits(settings.max_request_rows, settings.max_json_bytes, settings.max_json_values),
+        limits=Limits(
+            rows=settings.max_request_rows,
+            json_bytes=settings.max_json_bytes,
+            json_values=settings.max_json_values,
+            pixels=settings.max_pixels,
+        ),
         repository=repository,
         batcher=batcher,
         budget=Budget(settings.max_memory_bytes),

@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -40,9 +41,9 @@ async def read_inputs(
         # Not on the loop: 60 MiB of almost-boundaries keep the parser busy for seconds.
         loop = asyncio.get_running_loop()
         files = await loop.run_in_executor(pool, read_files, body, content_type, limits.rows)
-        inputs = await _read_pictures(files, engine, pool)
+        inputs = await _read_pictures(files, engine, limits, pool)
     elif kind.startswith("image/") or kind == "application/octet-stream" or body.startswith(_PICTURES):
-        inputs = await _read_pictures([body], engine, pool)
+        inputs = await _read_pictures([body], engine, limits, pool)
     else:
         inputs = _read_instances(parse_json(body, limits.json_bytes, limits.json_values), engine)
     return inputs, count_rows(inputs, engine.signature, limits)
@@ -116,7 +117,9 @@ def _stack(rows: list[Any], port: Port) -> Array:
 # --------------------------------------------------------------------------------------------------------- pictures
 
 
-async def _read_pictures(pictures: Sequence[bytes], engine: Engine, pool: Executor | None) -> dict[str, Array]:
+async def _read_pictures(
+    pictures: Sequence[bytes], engine: Engine, limits: Limits, pool: Executor | None
+) -> dict[str, Array]:
     preprocessing, port = engine.manifest.preprocessing, engine.signature.inputs[0]
     if preprocessing is None or port.dtype.kind != "f":
         raise BadRequest(f"model {engine.label} has no preprocessing for pictures; send JSON rows")
@@ -124,7 +127,8 @@ async def _read_pictures(pictures: Sequence[bytes], engine: Engine, pool: Execut
     loop = asyncio.get_running_loop()
     try:
         # One by one, so that a request whose time is over stops taking threads.
-        decoded = [await loop.run_in_executor(pool, decode_image, picture, preprocessing) for picture in pictures]
+        decode = partial(decode_image, preprocessing=preprocessing, max_pixels=limits.pixels)
+        decoded = [await loop.run_in_executor(pool, decode, picture) for picture in pictures]
     except DataError as problem:
         raise BadRequest(str(problem)) from None
     batch = np.stack(decoded).astype(port.dtype, copy=False)

@@ -29,11 +29,12 @@ _SHARED_MEMORY = "shared_memory_region"
 
 @dataclass(frozen=True)
 class Limits:
-    """rows: of one request. json_bytes: of the JSON in one body; json_values: of the numbers in it, see parse_json."""
+    """rows: of one request. json_bytes, json_values: of the JSON in it, see parse_json. pixels: of one picture."""
 
     rows: int
     json_bytes: int
     json_values: int = 2**20
+    pixels: int = 2**25
 
 
 @dataclass(frozen=True)

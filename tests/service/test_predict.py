@@ -71,13 +71,22 @@ def test_pictures_of_any_size_and_mode_are_made_to_fit(client: httpx.Client, ser
 
 def test_a_picture_that_takes_too_long_to_decode_is_503(digits_only: Path, monkeypatch: pytest.MonkeyPatch):
     gate = threading.Event()
-    monkeypatch.setattr("service.predict.decode_image", lambda *_: gate.wait(60))
+    monkeypatch.setattr("service.predict.decode_image", lambda *_, **__: gate.wait(60))
     settings = Settings(repository=digits_only, device="cpu", port=0, threads=1, request_timeout=0.05)
     with running(settings) as server:
         answer = httpx.post(f"{server.url}/predict", content=picture())
         gate.set()
     assert answer.status_code == 503
     assert answer.headers["retry-after"] == "1"
+
+
+def test_a_picture_with_more_pixels_than_are_allowed_is_400(digits_only: Path):
+    with running(Settings(repository=digits_only, device="cpu", port=0, threads=1, max_pixels=1600)) as server:
+        for side, status in ((40, 200), (41, 400)):
+            data = picture(pixels=np.zeros((40, side), np.uint8))
+            answer = httpx.post(f"{server.url}/predict", content=data)
+            assert answer.status_code == status
+    assert "1600" in answer.json()["error"]
 
 
 def test_a_form_that_takes_long_to_read_keeps_nobody_else_waiting(digits_only: Path, monkeypatch: pytest.MonkeyPatch):

@@ -44,6 +44,7 @@ OTHERS = Settings(
     max_body_bytes=2**21 + 1,
     max_json_bytes=2**20,
     max_json_values=2**19,
+    max_pixels=10_000,
     max_connections=77,
     max_memory_bytes=2**30,
     request_timeout=0.001,
