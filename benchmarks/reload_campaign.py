@@ -224,20 +224,34 @@ def campaign(workers: int, requests: int, reloads: int, failures: int) -> dict[s
             operator, started = Operator(shelf, port), time.perf_counter()
             with clients.pounding(CLIENTS):
                 steps = plan(reloads, failures)
+                memory = []
                 for number, good in enumerate(steps, start=1):
                     wait_for(clients, requests * number // (len(steps) + 1))
                     operator.reload() if good else operator.fail()
+                    memory.append(resident(process.pid))
                 wait_for(clients, requests)
                 last = stop(process, clients, port)
             seconds = time.perf_counter() - started
             text = log.read_text()
-    return judge(workers, clients, operator, {"exit code": process.returncode, "last load": last, "log": text}, seconds)
+    end = {"exit code": process.returncode, "last load": last, "log": text, "memory": memory}
+    return judge(workers, clients, operator, end, seconds)
 
 
 def wait_for(clients: Clients, count: int) -> None:
     """Until so many requests are answered right, or something has gone wrong, and waiting on makes no sense."""
     tally = clients.tally
     wait(lambda: tally.right >= count or tally.lost or tally.wrong)
+
+
+def resident(pid: int) -> float:
+    """MiB in memory of a process and its children; 0 where the system does not tell."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError):  # it has ended meanwhile
+            number, fields = int(path.parent.name), path.read_text().rpartition(")")[2].split()
+            if number == pid or int(fields[1]) == pid:
+                total += int(fields[21]) * os.sysconf("SC_PAGE_SIZE")
+    return round(total / 2**20, 1)
 
 
 def stop(process: subprocess.Popen[bytes], clients: Clients, port: int) -> int:
@@ -268,6 +282,8 @@ def judge(workers: int, clients: Clients, operator: Operator, end: Mapping[str, 
         "reloads": operator.version - 1, "loads refused": operator.failures,
         "load ms": {"median": round(float(np.median(operator.seconds)) * 1e3, 1),
                     "max": round(max(operator.seconds) * 1e3, 1)},
+        "server MiB": {"after a quarter of the loads": end["memory"][len(end["memory"]) // 4],
+                       "after the last": end["memory"][-1]},
         "load at the signal": end["last load"], "exit code": end["exit code"], "faults": faults,
     }  # fmt: skip
 

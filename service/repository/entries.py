@@ -80,6 +80,11 @@ class Entry:
         object.__setattr__(self, "engines", {each.version: each.engine for each in self.served})
         object.__setattr__(self, "engine", self.served[0].engine if self.served else None)
 
+    def is_like(self, other: Entry) -> bool:
+        """Whether the same engines serve, for the same reasons."""
+        found = (self.served, self.refused, self.trouble, self.unloaded)
+        return found == (other.served, other.refused, other.trouble, other.unloaded)
+
     def find_served(self, version: str) -> Served | None:
         """A version in service."""
         return next((each for each in self.served if each.version == version), None)
