@@ -181,7 +181,9 @@ _INFER: dict[str, Any] = {
     "description": (
         "The body is JSON, or JSON followed by the binary inputs; the header `Inference-Header-Content-Length` then "
         "says how long the JSON is (0: the body is the one input's raw data). Clients need no Content-Type. Bodies "
-        "may be compressed with gzip or deflate. NaN and infinity travel as binary data only."
+        "may be compressed with gzip or deflate, and answers are for who sends Accept-Encoding. NaN and infinity "
+        "travel as binary data only. Parameters of the request: `timeout` (µs), `priority` (1 first), "
+        "`binary_data_output`; of an output: `binary_data`, `classification` (the k largest scores as text)."
     ),
     "requestBody": {
         "required": True,
