@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import signal
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,14 @@ def test_the_access_log_has_a_line_for_each_request_and_no_key_query_or_body(dig
         assert answer.headers["x-request-id"] == "mine-1"
         wrong = httpx.post(f"{server.url}/v2/models/no%0Ane%22/infer", content=SECRET)
         assert wrong.status_code == 404
+        with socket.create_connection(("127.0.0.1", server.port)) as gone:
+            gone.sendall(b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: 99\r\n\r\nhalf")
+            until(lambda: 'bnfold_connections{worker="0"} 2.0' in httpx.get(f"{server.url}/metrics").text)
+        until(lambda: "client gone" in server.text())
         lines = stop(server)
     assert SECRET not in server.text()
-    access = [line for line in lines if line["logger"] == "service.access" and line["path"] != "/v2/health/ready"]
-    assert [line["status"] for line in access] == [200, 404]
+    access = [line for line in lines if line["logger"] == "service.access" and line["method"] == "POST"]
+    assert [line["status"] for line in access] == [200, 404, 499]
     assert access[0] | {"time": "", "duration_ms": 0} == {
         "time": "", "level": "info", "logger": "service.access", "message": "answered", "request_id": "mine-1",
         "method": "POST", "path": INFER, "model": "digits", "version": "1", "status": 200, "duration_ms": 0,
