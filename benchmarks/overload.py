@@ -47,6 +47,7 @@ class Phase:
     sent: int = 0
     latencies: dict[int, list[float]] = field(default_factory=dict)
     served: list[float] = field(default_factory=list)  # seconds from sent to answered with 200
+    refused: list[float] = field(default_factory=list)  # and to answered with a 503 at once
     expired: int = 0  # accepted, and not answered in time
     retry_after: list[int] = field(default_factory=list)
     without_retry_after: int = 0
@@ -138,7 +139,10 @@ class Client:
             if status == 200:
                 phase.served.append(now - sent)
             if status == 503:
-                phase.expired += b"no answer within" in body
+                if b"no answer within" in body:
+                    phase.expired += 1
+                else:
+                    phase.refused.append(now - sent)
                 phase.last_refusal = now - began
                 if b"retry-after" in headers:
                     phase.retry_after.append(int(headers[b"retry-after"]))
@@ -173,6 +177,8 @@ def summary(phase: Phase, timeout: float) -> dict[str, Any]:
         "latency_ms": {str(status): percentiles(found) for status, found in sorted(phase.latencies.items())},
         "answered_after_their_deadline": sum(1 for seconds in phase.served if seconds > timeout),
         "accepted_and_expired": phase.expired,
+        "from_sent_to_answered_ms": percentiles(phase.served),
+        "from_sent_to_refused_ms": percentiles(phase.refused),
         "refused_without_retry_after": phase.without_retry_after,
         "retry_after_s": [min(phase.retry_after, default=0), max(phase.retry_after, default=0)],
         "last_refusal_s": round(phase.last_refusal, 3),
