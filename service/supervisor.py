@@ -87,7 +87,8 @@ class Worker:
     def describe_end(self) -> str:
         """How it ended."""
         code = self.process.returncode or 0
-        how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with exit code {code}"
+        name = next((f" ({each.name})" for each in signal.Signals if each == -code), "")
+        how = f"by signal {-code}{name}" if code < 0 else f"with exit code {code}"
         return f"worker {self.number} (process {self.process.pid}) ended {how}"
 
     def signal(self, number: signal.Signals) -> None:
