@@ -41,6 +41,9 @@ class Connection(HttpToolsProtocol):
     _before = 0
     _silent = 0  # bytes since the parser last came to the end of something
     _excess: tuple[int, str] | None = None  # status and sentence for a head that is too large
+    _refusal: tuple[int, str] | None = None  # the same, for what follows requests that have no answer yet
+    _head_ended = False
+    _trailers = 0
     _is_turned_away = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -63,7 +66,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """What has arrived: several requests, or a piece of one."""
-        if self._is_turned_away:
+        if self._is_turned_away or self._refusal is not None:
             return
         self._silent += len(data)
         try:
@@ -104,6 +107,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """The first byte of a request. An empty line before it is none: it must not keep a connection open."""
         self._unset_keepalive_if_required()
+        self._head_ended = False
         super().on_message_begin()
         self._close_in(self.bounds.header_timeout)
 
@@ -114,9 +118,12 @@ class Connection(HttpToolsProtocol):
             self._exceed(414, f"the address of the request goes beyond {_LONGEST_URL} bytes; send a shorter one")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header of it, or a trailer."""
-        super().on_header(name, value)
-        if len(self.headers) > _MOST_HEADERS:
+        """A header of it, or a trailer, which is passed over: it must not pass for a header (RFC 9110, 6.5.1)."""
+        if self._head_ended:
+            self._trailers += 1
+        else:
+            super().on_header(name, value)
+        if len(self.headers) + self._trailers > _MOST_HEADERS:
             self._exceed(431, f"the request has more than {_MOST_HEADERS} headers; send fewer")
 
     def _exceed(self, status: int, message: str) -> None:
@@ -127,10 +134,14 @@ class Connection(HttpToolsProtocol):
         """The end of its head."""
         if self.parser.get_http_version() not in _VERSIONS:
             self._exceed(505, "the request is in another version of HTTP; send HTTP/1.1")
-        self._silent = 0
+        self._end_head()
+        super().on_headers_complete()
+
+    def _end_head(self) -> None:
+        self._silent = self._trailers = 0
+        self._head_ended = True
         self._stop_timer()
         self._unset_keepalive_if_required()  # set by the answer to an earlier request
-        super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
         """A piece of its body."""
@@ -153,6 +164,8 @@ class Connection(HttpToolsProtocol):
         answered_early = self.cycle.response_complete and self.cycle.more_body
         if answered_early and not self.transport.is_closing():
             self._close_in(_LINGER)
+        if self._refusal is not None and not self._is_answering() and not self.transport.is_closing():
+            self._refuse(*self._refusal)
         self._see_off()
 
     def pause_writing(self) -> None:
@@ -228,6 +241,11 @@ class Connection(HttpToolsProtocol):
         self._timer = self.loop.call_later(_FAREWELL, transport.abort)
 
     def _refuse(self, status: int, message: str) -> None:
+        """Answer what cannot be read, and close; after the whole requests before it, whose answers are on their way."""
+        if self._is_answering() and not self.cycle.more_body:
+            self._refusal = status, message
+            self.flow.pause_reading()
+            return
         self.transport.write(_write_error(status, message))
         self.transport.close()
         self._see_off()

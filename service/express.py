@@ -50,9 +50,7 @@ class Express(Connection):
         if course is None:
             super().on_headers_complete()
             return
-        self._silent = 0
-        self._stop_timer()
-        self._unset_keepalive_if_required()
+        self._end_head()
         self._course = course
         # To uvicorn it is a cycle like its own: a request that is being answered.
         self.cycle = course  # type: ignore[assignment]
@@ -102,6 +100,7 @@ class Express(Connection):
             or not (cycle is None or cycle.response_complete)
             or self.expect_100_continue
             or self.flow.write_paused
+            or self.transport.is_closing()
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
             or self.parser.should_upgrade()
@@ -128,10 +127,11 @@ class Express(Connection):
 
     def _go_long(self) -> None:
         """Let the request whose body arrives take the way through ASGI after all."""
-        course, self._course = self._course, None
         self._stop_waiting()
-        if course is None or self.transport.is_closing():
+        course = self._course
+        if course is None or self.transport.is_closing():  # the end of the connection ends it too
             return
+        self._course = None
         self.cycle = None  # type: ignore[assignment]
         super().on_headers_complete()
         scope: Any = self.scope
@@ -257,7 +257,7 @@ class Course:
     def leave(self) -> None:
         """The client has gone."""
         self.disconnected = True
-        if self.ticket is None or not self.ticket.done:
+        if not self.response_complete and (self.ticket is None or not self.ticket.done):
             if self.ticket is not None:
                 self.connection.hub.batcher.cancel(self.ticket)
             self.response_complete = True
