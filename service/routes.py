@@ -49,7 +49,7 @@ def _add_server(router: APIRouter, hub: Hub) -> None:
     @router.get("/v2/health/ready", summary="Whether every model has a proven version", responses=READY, **_PROTOCOL)
     async def ready(request: Request) -> Response:
         draining = hub.lifecycle.draining
-        fault = _STOPPING if draining else None if hub.repository.is_ready else "a model has no proven version"
+        fault = _STOPPING if draining else hub.repository.unreadiness
         if not hub.keys.knows(request.scope["headers"]):  # a probe needs no key, and learns no more than it asks for
             return _health(fault, {})
         models = [entry.to_dict() for entry in hub.repository.entries.values()]

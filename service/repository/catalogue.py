@@ -35,6 +35,13 @@ class Repository:
         """Whether there are models and each has a proven version: what the protocol's server readiness means."""
         return bool(self.entries) and all(entry.engine is not None for entry in self.entries.values())
 
+    @property
+    def unreadiness(self) -> str | None:
+        """Why it is not ready, in one sentence; None when it is."""
+        if self.is_ready:
+            return None
+        return "a model has no proven version" if self.entries else "no model is loaded"
+
     def find_entry(self, name: str) -> Entry:
         """A model by name, also one that is set aside. Raises UnknownModel."""
         entry = self.entries.get(name) or self.asides.get(name)

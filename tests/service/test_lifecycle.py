@@ -299,7 +299,8 @@ def test_an_empty_repository_may_be_filled_later_and_says_that_it_is_not_ready(b
     models = tmp_path / "models"
     (models / "digits").mkdir(parents=True)
     with serving(models, tmp_path) as server, admin(server.url) as operator:
-        assert operator.client.get("/v2/health/ready").status_code == 503
+        ready = operator.client.get("/v2/health/ready")
+        assert (ready.status_code, ready.json()["error"]) == (503, "no model is loaded")
         assert operator.client.get("/v2/health/live").status_code == 200
         assert operator.client.post("/predict", json=REQUEST).status_code in (400, 404, 503)
         put(built, models, 1)
