@@ -6,15 +6,18 @@
     python benchmarks/serve_peers.py --table                                 # the tables of the document, anew
 
 The servers take turns (A B C A B C ...), each started anew for its turn; what counts is user and system time of all
-processes of a server for each answered request, as a ratio to the runtime alone in the same round and at the batch
-size that the server really ran. Writes benchmarks/results/serve_peers.json and the tables in
+processes of a server for each answered request, as a ratio to the runtime alone, measured just before and just after,
+at the batch size that the server really ran. Writes benchmarks/results/serve_peers.json and the tables in
 docs/benchmarks-serving.md, which says what is measured and how. Linux only (/proc).
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -24,7 +27,7 @@ from typing import Any
 from serving import table
 from serving.machine import describe
 from serving.networks import WIDTHS, build, sample
-from serving.rounds import Plan, measure, measure_raw
+from serving.rounds import Plan, Raw, measure
 from serving.servers import SERVERS, Server
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,6 +39,7 @@ REPOSITORY = ROOT / "build/serve-peers"
 def main() -> int:
     """Install, measure, or write the tables."""
     options = _options()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that a server under measurement is stopped too
     if options.install:
         return _install(options.peers)
     if not options.table:
@@ -81,8 +85,8 @@ def _measure(options: argparse.Namespace) -> None:
     found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     for network in options.networks:
         rounds = _rounds(plan, servers, network, options.rounds)
-        found.setdefault("networks", {})[network] = table.summarise(rounds)
-        found["machine"] = describe(ROOT, plan.environments, servers)
+        found.setdefault("networks", {})[network] = table.summarise(rounds) | {"load_average": os.getloadavg()[2]}
+        found["machine"] = describe(plan.product, plan.environments, servers)
         found["load"] = {"seconds": plan.seconds, "rate": plan.rate, "rounds": options.rounds}
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(json.dumps(found, indent=1) + "\n")
@@ -107,15 +111,15 @@ def _rounds(plan: Plan, servers: list[Server], network: str, count: int) -> list
     expected = session.run(None, {session.get_inputs()[0].name: sample()})[0].reshape(-1)
     rounds = []
     for number in range(count):
-        begun = time.monotonic()
-        turn: dict[str, Any] = {"raw": measure_raw(plan, network), "servers": {}}
-        for server in servers:
-            try:
-                turn["servers"][server.name] = measure(plan.with_seed(number), server, network, expected)
-            except (RuntimeError, OSError) as problem:  # a peer that fails is reported, and the others go on
-                turn["servers"][server.name] = {}
-                print(f"{server.name}: {problem}", file=sys.stderr)
-            table.show(server.name, turn["raw"], turn["servers"][server.name])
+        begun, turn = time.monotonic(), {}
+        with contextlib.closing(Raw(plan, network)) as raw:
+            for server in servers:
+                try:
+                    turn[server.name] = measure(plan.with_seed(number), server, network, expected, raw)
+                except (RuntimeError, OSError) as problem:  # a peer that fails is reported, and the others go on
+                    turn[server.name] = {}
+                    print(f"{server.name}: {problem}", file=sys.stderr)
+                table.show(server.name, turn[server.name])
         rounds.append(turn)
         print(f"{network}: round {number + 1} of {count}, {time.monotonic() - begun:.0f} s", file=sys.stderr)
     return rounds

@@ -18,7 +18,7 @@ from pathlib import Path
 _TICK = os.sysconf("SC_CLK_TCK")
 _MARK = "SERVE_PEERS_SERVER"
 _START_S = 120.0
-_STOP_S = 10.0
+_STOP_S = 4.0
 
 
 class Tree:

@@ -1,7 +1,9 @@
-"""The runtime alone, in a process of its own: python raw_runtime.py MODEL SECONDS RATE; a JSON object on stdout.
+"""The runtime alone, in a process of its own that measures each time it is asked by a line on stdin.
 
-CPU microseconds a row of session.run with one thread: one call after another for each batch size, and calls of one row
-at Poisson times of a rate, between which the process sleeps and the caches cool.
+    python raw_runtime.py MODEL RATE
+
+CPU microseconds a row of session.run with one thread, as a JSON object a line: one call after another for each batch
+size, and calls of one row at Poisson times of a rate, between which the process sleeps and the caches cool.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from open_loop import schedule
@@ -17,34 +20,39 @@ from open_loop import schedule
 from bnfold.runtime import open_session
 from serving.networks import sample
 
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64)
-_WARM_UP = 50
+BATCHES = (1, 2, 4, 8, 16, 64)
+BUSY_S = 0.12  # CPU seconds for each batch size
+PACED_S = 1.0
 
 
 def main() -> None:
-    """Measure."""
-    path, seconds, rate = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
+    """Measure until stdin ends."""
+    path, rate = Path(sys.argv[1]), float(sys.argv[2])
     session = open_session(path, optimise=True)
-    names = [session.get_outputs()[0].name]
-    costs = {}
-    for rows in BATCHES:
-        inputs = {session.get_inputs()[0].name: np.repeat(sample(), rows, 0)}
-        for _ in range(_WARM_UP // rows + 2):
+    names, feed = [session.get_outputs()[0].name], session.get_inputs()[0].name
+    for number, _ in enumerate(sys.stdin):
+        busy = {rows: _busy(session, names, {feed: np.repeat(sample(), rows, 0)}, rows) for rows in BATCHES}
+        paced = _paced(session, names, {feed: sample()}, schedule("poisson", rate, PACED_S, number))
+        print(json.dumps({"busy": busy, "paced": paced}), flush=True)
+
+
+def _busy(session: Any, names: list[str], inputs: dict[str, Any], rows: int) -> float:
+    for _ in range(32 // rows + 2):
+        session.run(names, inputs)
+    calls, block, begun = 0, max(1, 32 // rows), time.process_time()
+    while (used := time.process_time() - begun) < BUSY_S:
+        for _ in range(block):
             session.run(names, inputs)
-        calls, begun = 0, time.process_time()
-        while (used := time.process_time() - begun) < seconds / len(BATCHES):
-            for _ in range(max(1, 32 // rows)):
-                session.run(names, inputs)
-            calls += max(1, 32 // rows)
-        costs[rows] = 1e6 * used / calls / rows
-    inputs = {session.get_inputs()[0].name: sample()}
-    due = schedule("poisson", rate, seconds)
+        calls += block
+    return 1e6 * used / calls / rows
+
+
+def _paced(session: Any, names: list[str], inputs: dict[str, Any], due: list[float]) -> float:
     begun, cpu = time.perf_counter(), time.process_time()
     for at in due:
         time.sleep(max(0.0, begun + at - time.perf_counter()))
         session.run(names, inputs)
-    paced = 1e6 * (time.process_time() - cpu) / len(due)
-    print(json.dumps({"busy": costs, "paced": paced}))
+    return 1e6 * (time.process_time() - cpu) / len(due)
 
 
 if __name__ == "__main__":

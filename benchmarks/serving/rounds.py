@@ -43,14 +43,33 @@ class Plan:
         return replace(self, seed=seed)
 
 
-def measure_raw(plan: Plan, network: str) -> dict[str, Any]:
-    """The runtime alone: {"busy": {rows: microseconds a row}, "paced": microseconds}."""
-    model = plan.repository / network / "1" / "model.onnx"
-    script = Path(__file__).with_name("raw_runtime.py")
-    command = [sys.executable, str(script), str(model), str(2 * plan.seconds), str(plan.rate)]
-    done = subprocess.run(command, env=_environment(plan), capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout)
-    return {"busy": {int(rows): cost for rows, cost in found["busy"].items()}, "paced": found["paced"]}
+class Raw:
+    """The runtime alone in its own process, asleep between two measurements."""
+
+    def __init__(self, plan: Plan, network: str) -> None:
+        model = plan.repository / network / "1" / "model.onnx"
+        script = Path(__file__).with_name("raw_runtime.py")
+        command = [sys.executable, str(script), str(model), str(plan.rate)]
+        pipe = subprocess.PIPE
+        self._child = subprocess.Popen(command, env=_environment(plan), stdin=pipe, stdout=pipe, text=True)
+
+    def measure(self) -> dict[str, Any]:
+        """{"busy": {rows: microseconds a row}, "paced": microseconds}."""
+        if self._child.stdin is None or self._child.stdout is None:
+            raise RuntimeError("the runtime's process has no pipes")
+        print("measure", file=self._child.stdin, flush=True)
+        found = json.loads(self._child.stdout.readline())
+        return {"busy": {int(rows): cost for rows, cost in found["busy"].items()}, "paced": found["paced"]}
+
+    def close(self) -> None:
+        """End it."""
+        self._child.communicate()
+
+
+def mean_raw(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """Between two measurements, before and after a server's."""
+    busy = {size: (cost + other["busy"][size]) / 2 for size, cost in one["busy"].items()}
+    return {"busy": busy, "paced": (one["paced"] + other["paced"]) / 2}
 
 
 def raw_cost(raw: Mapping[str, Any], batch: float) -> float:
@@ -59,13 +78,19 @@ def raw_cost(raw: Mapping[str, Any], batch: float) -> float:
     return float(np.interp(batch, sizes, [raw["busy"][size] for size in sizes]))
 
 
-def measure(plan: Plan, server: Server, network: str, expected: np.ndarray[Any, Any]) -> dict[str, Any]:
-    """What each wire of a server costs: {wire: {load: numbers}}. Raises RuntimeError when it does not answer right."""
+def measure(plan: Plan, server: Server, network: str, expected: np.ndarray[Any, Any], raw: Raw) -> dict[str, Any]:
+    """What each wire of a server costs: {wire: {load: numbers}}. Raises RuntimeError when it does not answer right.
+
+    The runtime alone is measured before and after each.
+    """
     found = {}
     with _running(plan, server, network) as (place, tree):
         idle = _idle(tree)
+        before = raw.measure()
         for wire in server.wires:
             found[wire.name] = _measure_wire(plan, server, wire, place, tree, expected)
+            after = raw.measure()
+            found[wire.name]["raw"], before = mean_raw(before, after), after
             found[wire.name]["idle_cores"] = idle
             found[wire.name]["memory_mib"] = round(tree.resident_bytes() / 2**20)
     return found

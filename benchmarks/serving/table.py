@@ -19,23 +19,23 @@ _BEGIN, _END = "<!-- tables: written by benchmarks/serve_peers.py -->", "<!-- en
 
 def summarise(rounds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """What the results file says of one network."""
-    names = dict.fromkeys(name for turn in rounds for name in turn["servers"])
     rows = []
-    for name in names:
-        wires = dict.fromkeys(wire for turn in rounds for wire in turn["servers"][name])
+    for name in dict.fromkeys(name for turn in rounds for name in turn):
+        wires = dict.fromkeys(wire for turn in rounds for wire in turn.get(name, {}))
         rows += [{"server": name, "wire": wire, **_summarise_wire(rounds, name, wire)} for wire in wires]
         if not wires:
             rows.append({"server": name, "wire": "", "failed": "did not start or did not answer right"})
-    sizes = sorted(rounds[0]["raw"]["busy"])
+    raws = [found["raw"] for turn in rounds for wires in turn.values() for found in wires.values()]
     raw = {
-        "busy_us": {size: _quartiles([turn["raw"]["busy"][size] for turn in rounds]) for size in sizes},
-        "paced_us": _quartiles([turn["raw"]["paced"] for turn in rounds]),
+        "n": len(raws),
+        "busy_us": {str(size): _quartiles([raw["busy"][size] for raw in raws]) for size in raws[0]["busy"]},
+        "paced_us": _quartiles([raw["paced"] for raw in raws]),
     }
     return {"rounds": len(rounds), "raw": raw, "rows": rows}
 
 
 def _summarise_wire(rounds: Sequence[Mapping[str, Any]], name: str, wire: str) -> dict[str, Any]:
-    turns = [(turn["raw"], turn["servers"][name][wire]) for turn in rounds if wire in turn["servers"][name]]
+    turns = [(turn[name][wire]["raw"], turn[name][wire]) for turn in rounds if wire in turn.get(name, {})]
     row: dict[str, Any] = {"rounds": len(turns)}
     for load in LOADS:
         runs = [found[load] for _, found in turns]
@@ -64,10 +64,10 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     return [round(value, 3) for value in found]
 
 
-def show(name: str, raw: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+def show(name: str, found: Mapping[str, Any]) -> None:
     """One turn, for whoever watches."""
     for wire, loads in found.items():
-        words = []
+        words, raw = [], loads["raw"]
         for load in LOADS:
             run = loads[load]
             alone = raw["paced"] if load == "same" else raw_cost(raw, run["batch"])
@@ -110,7 +110,8 @@ def _tables(network: str, found: Mapping[str, Any]) -> str:
         f"### {network}",
         "",
         f"The runtime alone, µs of CPU a row, by batch size: {alone}; one row at a time and paced like the last load: "
-        f"{raw['paced_us'][1]:.0f}. Medians of {found['rounds']} rounds, quartiles in brackets.",
+        f"{raw['paced_us'][1]:.0f}. Medians of {found['rounds']} rounds, quartiles in brackets. Load average of the machine "
+        f"over the last 15 minutes, this and other work together: {found['load_average']:.1f}.",
         "",
         "| server | wire | CPU µs a request, saturated | batch | **times the runtime** | answers a second "
         "| half load: CPU µs | times | same load: CPU µs | times |",
