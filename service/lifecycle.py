@@ -9,6 +9,7 @@ class Lifecycle:
     def __init__(self) -> None:
         self.draining = False
         self.closed = False
+        self.forced = False
 
     def drain(self) -> None:
         """Tell the probes to send nobody here any more; requests are still taken."""
@@ -18,3 +19,7 @@ class Lifecycle:
         """Take no further request; those that were taken are finished."""
         self.draining = True
         self.closed = True
+
+    def force(self) -> None:
+        """Wait for nothing any more."""
+        self.forced = True

@@ -173,6 +173,7 @@ class Server(uvicorn.Server):
         del sig, frame
         if self._lifecycle.draining:
             self.should_exit = self.force_exit = True
+            self._lifecycle.force()
         else:
             self.drain()
 

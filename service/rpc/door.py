@@ -11,7 +11,7 @@ import logging
 import os
 import ssl
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from service.settings import Settings
 
 _logger = logging.getLogger(__name__)
 
+_LOOK_EVERY = 0.1  # seconds
 _MOST_CALLS = 1024  # at a time on one connection
 
 
@@ -66,7 +67,20 @@ async def grpc_door(hub: Hub) -> AsyncGenerator[int | None, None]:
         yield port
     finally:
         closing.set()
-        await server.stop(hub.settings.drain_timeout)
+        await _stop(server, hub)
+
+
+async def _stop(server: Any, hub: Hub) -> None:
+    """Wait for what was accepted, unless a second signal says not to; that may cancel the server's own tasks."""
+    stopping = asyncio.ensure_future(server.stop(0 if hub.lifecycle.forced else hub.settings.drain_timeout))
+    while not stopping.done() and not hub.lifecycle.forced:
+        await asyncio.wait((stopping,), timeout=_LOOK_EVERY)
+    if hub.lifecycle.forced:
+        with suppress(asyncio.CancelledError):
+            await server.stop(0)
+            await stopping
+    else:
+        await stopping
 
 
 def _build(hub: Hub, closing: asyncio.Event) -> tuple[Any, int]:

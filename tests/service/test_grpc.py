@@ -24,10 +24,14 @@ from service_runs import ROOT, until
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from service import errors
+from service.answers import status_of
+from service.rpc.statuses import code_of, metadata_of
+
 X = np.random.default_rng(3).random((2, 1, 8, 8)).astype(np.float32)
 INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
 SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-SLOW = 2400  # pixels a side of a picture that keeps a worker busy for tens of milliseconds
+SLOW = 1700  # pixels a side of a picture that keeps a worker busy for tens of milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -520,3 +524,51 @@ def test_many_threads_on_one_channel_get_their_own_rows(stub: Any):
     for number, wanted in enumerate(alone):
         assert found[number].shape == wanted.shape
         assert np.abs(found[number] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+def test_a_second_signal_ends_it_at_once(repository: Path, tmp_path: Path):
+    with both_doors(repository, tmp_path, BNFOLD_DRAIN_TIMEOUT="300") as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        calls = [stub.ModelInfer.future(slow(str(number))) for number in range(12)]
+        until(lambda: _pending(doors) >= 2)
+        doors.child.child.send_signal(signal.SIGTERM)
+        until(lambda: not _is_ready(stub))
+        doors.child.child.send_signal(signal.SIGTERM)
+        doors.child.wait()
+        assert sum(call.exception(60) is not None for call in calls) >= 1  # they were not waited for
+    assert "rpc/door" not in doors.child.text().partition("CancelledError")[2]
+
+
+FAULTS = sorted(
+    (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Fault)), key=str
+)
+
+
+@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind is not errors.Fault])
+def test_codes_follow_the_statuses_of_rest(kind: type[errors.Fault]):
+    problem = kind("words", "POST") if kind is errors.BadMethod else kind("words")
+    status, code = status_of(problem), code_of(problem)
+    expected = {
+        400: INVALID, 401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED, 404: NOT_FOUND,
+        413: grpc.StatusCode.RESOURCE_EXHAUSTED, 500: grpc.StatusCode.INTERNAL, 501: grpc.StatusCode.UNIMPLEMENTED,
+        503: grpc.StatusCode.UNAVAILABLE,
+    }  # fmt: skip
+    special = {
+        errors.Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
+        errors.LoadFailed: grpc.StatusCode.FAILED_PRECONDITION,
+    }
+    http_only = (errors.UnknownPath, errors.BadMethod, errors.BadEncoding, errors.SlowClient)
+    if kind not in http_only:
+        assert code is special.get(kind, expected[status])
+    assert (dict(metadata_of(problem)) == {"grpc-retry-pushback-ms": "1000"}) == (code is grpc.StatusCode.UNAVAILABLE)
+
+
+def test_a_full_queue_says_when_to_try_again(repository: Path, tmp_path: Path):
+    settings = {"BNFOLD_MAX_QUEUE_ROWS": "2", "BNFOLD_MAX_REQUEST_ROWS": "2"}
+    with both_doors(repository, tmp_path, **settings) as doors, channel(doors) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        calls = [stub.ModelInfer.future(slow(str(number))) for number in range(10)]
+        codes = {call.exception(60).code() if call.exception(60) else None for call in calls}
+        assert codes == {None, grpc.StatusCode.UNAVAILABLE}
+        refused = next(call for call in calls if call.exception())
+        assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
