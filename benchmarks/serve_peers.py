@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from serving import table
-from serving.machine import describe
+from serving.machine import commit, describe
 from serving.networks import WIDTHS, build, sample
 from serving.rounds import Plan, Raw, measure
 from serving.servers import SERVERS, Server
@@ -85,8 +85,9 @@ def _measure(options: argparse.Namespace) -> None:
     found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     for network in options.networks:
         rounds = _rounds(plan, servers, network, options.rounds)
-        found.setdefault("networks", {})[network] = table.summarise(rounds) | {"load_average": os.getloadavg()[2]}
-        found["machine"] = describe(plan.product, plan.environments, servers)
+        about = {"commit": commit(plan.product), "load_average": os.getloadavg()[2]}
+        found.setdefault("networks", {})[network] = table.summarise(rounds) | about
+        found["machine"] = describe(plan.environments, servers)
         found["load"] = {"seconds": plan.seconds, "rate": plan.rate, "rounds": options.rounds}
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(json.dumps(found, indent=1) + "\n")

@@ -22,8 +22,8 @@ _LIST = (
 _THEIRS = ("onnxruntime", "numpy", "uvicorn", "uvloop", "httptools", "fastapi", "starlette", "pydantic")
 
 
-def describe(root: Path, environments: Path | None, servers: Sequence[Server]) -> dict[str, Any]:
-    """Processor, cores, system, date, the commit, and versions by environment."""
+def describe(environments: Path | None, servers: Sequence[Server]) -> dict[str, Any]:
+    """Processor, cores, system, date, and versions by environment."""
     versions: dict[str, dict[str, str]] = {"bnfold": {}}
     for name in _OURS:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -31,14 +31,17 @@ def describe(root: Path, environments: Path | None, servers: Sequence[Server]) -
     for server in servers:
         if server.environment and environments is not None:
             versions[server.environment] = _versions(environments / server.environment / "bin" / "python", server)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], cwd=root, capture_output=True, text=True, check=False
-    )
     return {
         "processor": _processor(), "cores": os.cpu_count(), "system": platform.system(),
         "kernel": platform.release().split("-")[0], "python": platform.python_version(),
-        "date": time.strftime("%Y-%m-%d"), "commit": commit.stdout.strip(), "versions": versions,
+        "date": time.strftime("%Y-%m-%d"), "versions": versions,
     }  # fmt: skip
+
+
+def commit(checkout: Path) -> str:
+    """Which one is measured."""
+    words = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(words, cwd=checkout, capture_output=True, text=True, check=False).stdout.strip()
 
 
 def _versions(python: Path, server: Server) -> dict[str, str]:

@@ -96,8 +96,7 @@ def _about(results: Mapping[str, Any]) -> str:
     runtime = versions["bnfold"].get("onnxruntime-gpu") or versions["bnfold"].get("onnxruntime")
     return (
         f"{machine['processor']}, {machine['cores']} cores, {machine['system']} {machine['kernel']}, "
-        f"Python {machine['python']}, ONNX Runtime {runtime} on the CPU, commit {machine['commit']}, "
-        f"{machine['date']}. "
+        f"Python {machine['python']}, ONNX Runtime {runtime} on the CPU, {machine['date']}. "
         f"Peers: {', '.join(peers) or 'none'}. {load['seconds']:g} s of each load in each round."
     )
 
@@ -110,8 +109,8 @@ def _tables(network: str, found: Mapping[str, Any]) -> str:
         f"### {network}",
         "",
         f"The runtime alone, µs of CPU a row, by batch size: {alone}; one row at a time and paced like the last load: "
-        f"{raw['paced_us'][1]:.0f}. Medians of {found['rounds']} rounds, quartiles in brackets. Load average of the machine "
-        f"over the last 15 minutes, this and other work together: {found['load_average']:.1f}.",
+        f"{raw['paced_us'][1]:.0f}. Medians of {found['rounds']} rounds, quartiles in brackets. "
+        f"Commit {found['commit']}; load average, this and other work together: {found['load_average']:.1f}.",
         "",
         "| server | wire | CPU µs a request, saturated | batch | **times the runtime** | answers a second "
         "| half load: CPU µs | times | same load: CPU µs | times |",
