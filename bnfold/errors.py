@@ -5,6 +5,7 @@
     ├── ExportError        a network that cannot be written as ONNX, or whose ONNX is not equal to it
     ├── ParityError        a folded network that does not agree with its reference
     ├── BundleError        a deployment bundle that is damaged, unsafe or already there
+    ├── ServerError        a server that gave no answer, or an error
     └── DataError          recipes, checkpoints, data sets, images and tensors given by the user
 
 Each message is one sentence that names the object, what was found, what was expected, and what to do. The
@@ -36,3 +37,11 @@ class BundleError(BnfoldError):
 
 class DataError(BnfoldError):
     """A recipe, checkpoint, data set, image or tensor given by the user that cannot be used."""
+
+
+class ServerError(BnfoldError):
+    """A server that gave no answer, or an error. status: of HTTP, 0 when there was no answer."""
+
+    def __init__(self, message: str, status: int = 0) -> None:
+        super().__init__(message)
+        self.status = status

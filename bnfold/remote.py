@@ -1,23 +1,26 @@
-"""One request to a server, with a time-out, a cap on the answer, and one sentence when there is none."""
+"""Requests to a server, with a time-out, a cap on the answer, and one sentence when there is none."""
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import http.client
 import ipaddress
 import json
+import ssl
 import time
-import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, ServerError
 
 TIMEOUT = 60.0  # seconds
 MAX_BYTES = 2**28  # of one answer
 _BLOCK = 2**16
+_MOST_IDLE = 64  # connections that are kept
 
 
 @dataclass(frozen=True)
@@ -52,28 +55,120 @@ def printable(text: str) -> str:
 def ask(
     url: str, body: bytes | None = None, headers: Mapping[str, str] | None = None, *, seconds: float = TIMEOUT
 ) -> Reply:
-    """GET, or POST of a body. Redirects are not followed: they come back as what they are.
+    """GET, or POST of a body, on a connection of its own. Raises ServerError as `Session.ask` does."""
+    with Session(url) as session:
+        return session.ask("", body, headers, seconds=seconds)
 
-    Raises BnfoldError when there is no answer: nobody listens, it takes longer than `seconds`, it is no HTTP, or it has
-    more than MAX_BYTES.
+
+class Session:
+    """Connections to one server, kept open from one request to the next.
+
+    Threads may share it: each request has a connection to itself. Redirects are not followed: they come back as what
+    they are. Raises BnfoldError for an address that no request can be sent to.
     """
-    host = check_address(url)
-    opener = urllib.request.build_opener(_NoRedirect, *([urllib.request.ProxyHandler({})] if _is_here(host) else []))
-    end = time.monotonic() + seconds
-    try:
-        request = urllib.request.Request(url, data=body, headers=dict(headers or {}))
+
+    def __init__(self, url: str, tls: ssl.SSLContext | None = None) -> None:
+        self._host = check_address(url)
+        self._url = url
+        base = urllib.parse.urlsplit(url)
+        self._secure = base.scheme == "https"
+        self._netloc = base.netloc
+        self._port = base.port
+        self._path = base.path
+        self._query = f"?{base.query}" if base.query else ""
+        self._tls = tls
+        self._proxy = None if _is_here(self._host) else _find_proxy(base.scheme, base.netloc)
+        self._idle: list[http.client.HTTPConnection] = []
+
+    def ask(
+        self,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        seconds: float = TIMEOUT,
+        repeatable: bool = True,
+    ) -> Reply:
+        """GET, or POST of a body, of a path behind the address. repeatable: whether it does no harm to send it twice.
+
+        Raises ServerError when there is no answer: nobody listens, it takes longer than `seconds`, it is no HTTP, or it
+        has more than MAX_BYTES.
+        """
+        end = time.monotonic() + seconds
+        while True:
+            connection = self._take() if repeatable else None
+            kept = connection is not None
+            connection = connection or self._connect()
+            try:
+                return self._send(connection, path, body, headers or {}, end)
+            except (http.client.HTTPException, OSError, ValueError) as problem:
+                connection.close()
+                # A server may close a connection that idles just when the next request is on its way.
+                if kept and isinstance(problem, ConnectionError) and time.monotonic() < end:
+                    continue
+                reason = printable(str(problem) or type(problem).__name__)[:200]
+                raise ServerError(f"{self._url} gave no answer ({reason}); check that a server runs there") from None
+            except BaseException:
+                connection.close()
+                raise
+
+    def close(self) -> None:
+        """Close the connections that are idle."""
+        while (connection := self._take()) is not None:
+            connection.close()
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _take(self) -> http.client.HTTPConnection | None:
         try:
-            answer = opener.open(request, timeout=seconds)
-        except urllib.error.HTTPError as problem:  # an answer too
-            answer = problem
-        with answer:
+            return self._idle.pop()  # in one step, whatever other threads do
+        except IndexError:
+            return None
+
+    def _connect(self) -> http.client.HTTPConnection:
+        via = self._proxy
+        host, port = (self._host, self._port) if via is None else (via.hostname or "", via.port)
+        if not self._secure:
+            return http.client.HTTPConnection(host, port)
+        secure = http.client.HTTPSConnection(host, port, context=self._tls)
+        if via is not None:
+            secure.set_tunnel(self._host, self._port or 443, _credentials(via))
+        return secure
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        path: str,
+        body: bytes | None,
+        headers: Mapping[str, str],
+        end: float,
+    ) -> Reply:
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        connection.timeout = left
+        if connection.sock is not None:
+            connection.sock.settimeout(left)
+        target = (f"{self._path}{path}" or "/") + self._query
+        if self._proxy is not None and not self._secure:
+            target, headers = f"http://{self._netloc}{target}", {**headers, **_credentials(self._proxy)}
+        # A server that has refused a request early may close while the rest is sent; its answer is there all the same.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            connection.request("GET" if body is None else "POST", target, body, dict(headers))
+        with connection.getresponse() as answer:
             found = {name.lower(): printable(value) for name, value in answer.headers.items()}
-            return Reply(int(answer.status or 0), found, _read(answer, end))
-    except (http.client.HTTPException, OSError, ValueError) as problem:
-        reason = getattr(problem, "reason", None) or str(problem) or type(problem).__name__
-        raise BnfoldError(
-            f"{url} gave no answer ({printable(str(reason))[:200]}); check that a server runs there"
-        ) from None
+            whole = _read(answer, end)
+        if answer.will_close:
+            connection.close()
+        elif len(self._idle) < _MOST_IDLE:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return Reply(answer.status, found, whole)
 
 
 def check_address(url: str) -> str:
@@ -106,9 +201,20 @@ def _read(answer: Any, end: float) -> bytes:
     return b"".join(parts)
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_: Any, **__: Any) -> None:
-        """No other address than the one that was given is asked."""
+def _find_proxy(scheme: str, netloc: str) -> urllib.parse.SplitResult | None:
+    """The proxy that the environment names for an address."""
+    found = urllib.request.getproxies().get(scheme)
+    if not found or urllib.request.proxy_bypass(netloc):
+        return None
+    return urllib.parse.urlsplit(found if "://" in found else f"http://{found}")
+
+
+def _credentials(proxy: urllib.parse.SplitResult) -> dict[str, str]:
+    """What a proxy asks for, where its address has a name in it."""
+    if proxy.username is None:
+        return {}
+    pair = f"{urllib.parse.unquote(proxy.username)}:{urllib.parse.unquote(proxy.password or '')}"
+    return {"Proxy-Authorization": f"Basic {base64.b64encode(pair.encode()).decode()}"}
 
 
 def _is_here(host: str) -> bool:

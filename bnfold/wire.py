@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, TypeAlias
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from bnfold.bundle import TensorSpec
 from bnfold.datatypes import DATATYPES, WIRE
 from bnfold.errors import DataError
 from bnfold.remote import Reply
@@ -24,8 +24,52 @@ HEADER_LENGTH = "inference-header-content-length"
 _MAX_RANK = 32
 
 
-def write_request(inputs: Mapping[str, Array], outputs: Sequence[str], *, binary: bool) -> tuple[bytes, dict[str, str]]:
-    """The body and headers of an inference request. JSON floats are written so that they read back as the same bits."""
+class Spec(Protocol):
+    """What is known of a tensor; a bundle's TensorSpec is one. dtype: numpy's name. shape: -1 where it is free."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def dtype(self) -> str:
+        """Its dtype."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its shape."""
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """What an answer says of one of its outputs."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+
+def write_rows(inputs: Mapping[str, Array]) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of a request to /predict. Raises ValueError for NaN and infinity."""
+    if len(inputs) == 1:
+        instances: list[Any] = next(iter(inputs.values())).tolist()
+    else:
+        columns = [array.tolist() for array in inputs.values()]
+        instances = [dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True)]
+    return json.dumps({"instances": instances}, allow_nan=False).encode(), {"Content-Type": "application/json"}
+
+
+def write_request(
+    inputs: Mapping[str, Array],
+    outputs: Sequence[str] | None,
+    *,
+    binary: bool,
+    parameters: Mapping[str, int | bool] | None = None,
+) -> tuple[bytes, dict[str, str]]:
+    """The body and headers of an inference request; outputs: None for all that the model has.
+
+    JSON floats are written so that they read back as the same bits.
+    """
     entries: list[dict[str, Any]] = []
     blobs: list[bytes] = []
     for name, array in inputs.items():
@@ -37,16 +81,25 @@ def write_request(inputs: Mapping[str, Array], outputs: Sequence[str], *, binary
         else:
             entry["data"] = array.reshape(-1).tolist()
         entries.append(entry)
-    wanted = [{"name": name, "parameters": {"binary_data": binary}} for name in outputs]
-    head = json.dumps({"inputs": entries, "outputs": wanted}, allow_nan=False).encode()
+    document: dict[str, Any] = {"inputs": entries}
+    if outputs is not None:
+        document["outputs"] = [{"name": name, "parameters": {"binary_data": binary}} for name in outputs]
+    elif binary:
+        parameters = {**(parameters or {}), "binary_data_output": True}
+    if parameters:
+        document["parameters"] = dict(parameters)
+    head = json.dumps(document, allow_nan=False).encode()
     if not binary:
         return head, {"Content-Type": "application/json"}
     headers = {"Content-Type": "application/octet-stream", HEADER_LENGTH: str(len(head))}
     return b"".join([head, *blobs]), headers
 
 
-def read_response(reply: Reply, specs: Sequence[TensorSpec]) -> dict[str, Array]:
-    """The outputs of a response by name, in the dtypes of the specs. Raises DataError for what does not fit them."""
+def read_response(reply: Reply, specs: Sequence[Spec] | None) -> dict[str, Array]:
+    """The outputs of a response by name, in the dtypes of the specs; None: of whatever the answer says they are.
+
+    Raises DataError for what does not fit.
+    """
     length = reply.headers.get(HEADER_LENGTH)
     if length is not None and not (length.isascii() and length.isdigit() and int(length) <= len(reply.body)):
         raise DataError(
@@ -61,7 +114,7 @@ def read_response(reply: Reply, specs: Sequence[TensorSpec]) -> dict[str, Array]
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise DataError("the answer has no list of outputs")
     blobs = reply.body[split:]
-    wanted = {spec.name: spec for spec in specs}
+    wanted = {spec.name: spec for spec in (map(_announce, entries) if specs is None else specs)}
     found: dict[str, Array] = {}
     for entry in entries:
         name = entry.get("name")
@@ -77,7 +130,17 @@ def read_response(reply: Reply, specs: Sequence[TensorSpec]) -> dict[str, Array]
     return found
 
 
-def _read_output(entry: Mapping[str, Any], spec: TensorSpec, blobs: bytes) -> tuple[Array, bytes]:
+def _announce(entry: Mapping[str, Any]) -> _Announced:
+    name, datatype, shape = entry.get("name"), entry.get("datatype"), entry.get("shape")
+    known = WIRE.get(datatype) if isinstance(datatype, str) else None
+    if not isinstance(name, str) or known is None or not isinstance(shape, list):
+        raise DataError(
+            f"the answer has an output {name!r:.80} of datatype {datatype!r:.40}, which is none that it may"
+        )
+    return _Announced(name, known.name, (-1,) * len(shape))
+
+
+def _read_output(entry: Mapping[str, Any], spec: Spec, blobs: bytes) -> tuple[Array, bytes]:
     datatype = DATATYPES[spec.dtype]
     if entry.get("datatype") != datatype:
         raise DataError(f"output '{spec.name}' has datatype {entry.get('datatype')!r:.40}, expected {datatype}")
@@ -97,7 +160,7 @@ def _read_output(entry: Mapping[str, Any], spec: TensorSpec, blobs: bytes) -> tu
     return np.frombuffer(blobs[:size], WIRE[datatype]).reshape(shape or []), blobs[size:]
 
 
-def read_numbers(data: object, spec: TensorSpec, count: int) -> Array:
+def read_numbers(data: object, spec: Spec, count: int) -> Array:
     """JSON numbers, flat or nested, as a flat array in the dtype of a spec. Raises DataError for anything else."""
     dtype = WIRE[DATATYPES[spec.dtype]]
     allowed: set[type] = {bool} if dtype.kind == "b" else {int} if dtype.kind in "iu" else {int, float}

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bnfold.bundle import TensorSpec
 from bnfold.datatypes import DATATYPES
 from bnfold.errors import DataError
-from bnfold.parity.runtimes.wire import HEADER_LENGTH, read_numbers, read_response, write_request
+from bnfold.wire import HEADER_LENGTH, read_numbers, read_response, write_request
 from bnfold.remote import Reply
 
 FLOATS = ("float16", "float32", "float64")

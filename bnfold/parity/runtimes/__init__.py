@@ -3,7 +3,7 @@
     matrix.py     runs everything               cells.py   the records: Cell, Invariance, RuntimeMatrix
     trials.py     rows, batches, their truth    places.py  ONNX Runtime on this machine
     judgement.py  a cell against the truth      server.py  a running server, through each of its doors
-    wire.py       the Open Inference Protocol, seen from a client
+    doors.py      the doors of a server
 
 docs/runtimes.md says what is judged, and how.
 """

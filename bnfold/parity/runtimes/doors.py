@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,9 +13,9 @@ from bnfold.bundle import Manifest
 from bnfold.datatypes import BINARY_ONLY, DATATYPES
 from bnfold.errors import DataError
 from bnfold.parity.runtimes.cells import Door
-from bnfold.parity.runtimes.wire import read_numbers, read_response, write_request
 from bnfold.remote import Reply
 from bnfold.scores import to_chances
+from bnfold.wire import read_numbers, read_response, write_request, write_rows
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 Outputs: TypeAlias = Mapping[str, Array]
@@ -83,16 +82,7 @@ def _predict(manifest: Manifest, like: Outputs) -> Entrance:
 
     path = f"/models/{manifest.name}/predict?top={_MOST_CLASSES}"
     softmax = first.name if classes and manifest.output_kind == "logits" else None
-    return Entrance("/predict", path, _write_rows, read, view, missing, softmax)
-
-
-def _write_rows(inputs: Outputs) -> tuple[bytes, dict[str, str]]:
-    if len(inputs) == 1:
-        instances: list[Any] = next(iter(inputs.values())).tolist()
-    else:
-        columns = [array.tolist() for array in inputs.values()]
-        instances = [dict(zip(inputs, row, strict=True)) for row in zip(*columns, strict=True)]
-    return json.dumps({"instances": instances}, allow_nan=False).encode(), {"Content-Type": "application/json"}
+    return Entrance("/predict", path, write_rows, read, view, missing, softmax)
 
 
 def _predictions(reply: Reply, manifest: Manifest) -> list[Mapping[str, Any]]:
