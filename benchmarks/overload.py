@@ -33,7 +33,7 @@ from serving.processes import Tree, free_port, started
 import bnfold
 
 ROOT = Path(__file__).resolve().parents[1]
-WIDTHS = (192, 384, 768)  # of the stages: 144 times the work of ResNet-8
+WIDTHS = (160, 320, 640)  # of the stages: 100 times the work of ResNet-8
 MODEL = "wide"
 CONNECTIONS = 512
 RECOVERY_S = 5.0
@@ -218,8 +218,9 @@ def watch(tree: Tree, child: subprocess.Popen[bytes]) -> dict[str, Any]:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Server and client, each in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        repository, log, port = Path(folder) / "models", Path(folder) / "server.log", free_port()
-        bnfold.build_bundle(resnet8(WIDTHS), repository / MODEL / "1", output_kind="logits")
+        repository, log, port = arguments.repository, Path(folder) / "server.log", free_port()
+        if not (repository / MODEL / "1").is_dir():
+            bnfold.build_bundle(resnet8(WIDTHS), repository / MODEL / "1", output_kind="logits")
         serve = [sys.executable, "-m", "bnfold", "serve", str(repository), "--port", str(port), "--device", "cpu"]
         with started(serve, {"OMP_NUM_THREADS": "1"}, ROOT, port, log) as tree:
             result = Path(folder) / "client.json"
@@ -249,6 +250,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of overload")
     parser.add_argument("--times", type=float, default=5.0, help="the capacity")
     parser.add_argument("--timeout", type=float, default=0.5, help="seconds that each request allows")
+    parser.add_argument(
+        "--repository", type=Path, default=ROOT / "build" / "overload", help="where the bundle is built"
+    )
     parser.add_argument("-o", "--output", type=Path)
     parser.add_argument("--client", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, default=0, help=argparse.SUPPRESS)

@@ -19,8 +19,8 @@ from service.bounds import Bounds
 
 _LINGER = 5.0  # seconds to swallow the rest of a body that was answered early, so that the client reads the answer
 _LONGEST_HEAD = 64 * 2**10  # bytes of a head or of trailers, give or take one read from the socket
-_LONGEST_URL = 8 * 2**10
-_MOST_HEADERS = 100
+LONGEST_URL = 8 * 2**10
+MOST_HEADERS = 100
 _SLOWEST = 64 * 2**10  # bytes in a second that a client has to read
 _VERSIONS = ("1.1", "1.0")
 _FAREWELL = 1.0  # seconds that a client has to read why it was turned away
@@ -111,20 +111,20 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
         self._close_in(self.bounds.header_timeout)
 
-    def on_url(self, url: bytes) -> None:
-        """A piece of its address."""
-        super().on_url(url)
-        if len(self.url) > _LONGEST_URL:
-            self._exceed(414, f"the address of the request goes beyond {_LONGEST_URL} bytes; send a shorter one")
-
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header of it, or a trailer, which is passed over: it must not pass for a header (RFC 9110, 6.5.1)."""
+        """A header of it, or a trailer, which is passed over: it must not pass for a header (RFC 9110, 6.5.1).
+
+        Called ten times a request, so it does what uvicorn's own does instead of calling it.
+        """
         if self._head_ended:
             self._trailers += 1
-        else:
-            super().on_header(name, value)
-        if len(self.headers) + self._trailers > _MOST_HEADERS:
-            self._exceed(431, f"the request has more than {_MOST_HEADERS} headers; send fewer")
+            if self._trailers > MOST_HEADERS:
+                self._exceed(431, f"the request has more than {MOST_HEADERS} trailers; send fewer")
+            return
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
 
     def _exceed(self, status: int, message: str) -> None:
         self._excess = status, message
@@ -132,10 +132,17 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The end of its head."""
-        if self.parser.get_http_version() not in _VERSIONS:
-            self._exceed(505, "the request is in another version of HTTP; send HTTP/1.1")
+        self._check_head()
         self._end_head()
         super().on_headers_complete()
+
+    def _check_head(self) -> None:
+        if len(self.url) > LONGEST_URL:
+            self._exceed(414, f"the address of the request goes beyond {LONGEST_URL} bytes; send a shorter one")
+        if len(self.headers) > MOST_HEADERS:
+            self._exceed(431, f"the request has more than {MOST_HEADERS} headers; send fewer")
+        if self.parser.get_http_version() not in _VERSIONS:
+            self._exceed(505, "the request is in another version of HTTP; send HTTP/1.1")
 
     def _end_head(self) -> None:
         self._silent = self._trailers = 0

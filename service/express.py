@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from typing import Any
 from urllib.parse import unquote
@@ -19,7 +20,7 @@ from service.answers import Headers, error_body, fault_headers, status_of
 from service.backlog import Outputs, Ticket
 from service.bounds import Bounds
 from service.compression import choose_coding
-from service.connection import Connection
+from service.connection import LONGEST_URL, MOST_HEADERS, Connection
 from service.errors import Fault
 from service.hub import Count, Hub
 from service.infer import ACCEPTED, HEADER_LENGTH, Answer, Target, compose, compose_now, find_target
@@ -43,6 +44,7 @@ class Express(Connection):
     _course: Course | None = None  # the request whose body arrives
     _running: Course | None = None  # the request that waits for its answer
     _soon: asyncio.TimerHandle | None = None
+    _close_at = math.inf
 
     def on_headers_complete(self) -> None:
         """The end of a head: whether it takes the short way."""
@@ -88,6 +90,8 @@ class Express(Connection):
         """The client has gone."""
         course, self._course, self._running = self._course or self._running, None, None
         self._stop_waiting()
+        if self._timer is not None:
+            self._timer.cancel()
         super().connection_lost(exc)
         if course is not None:
             course.leave()
@@ -97,6 +101,8 @@ class Express(Connection):
         cycle: Any = self.cycle  # None before the first request
         if (
             hub.watch is not None
+            or len(self.headers) > MOST_HEADERS
+            or len(self.url) > LONGEST_URL
             or not (cycle is None or cycle.response_complete)
             or self.expect_100_continue
             or self.flow.write_paused
@@ -143,10 +149,45 @@ class Express(Connection):
         # Its task begins after this, and takes the engine for itself.
         self.loop.call_soon(course.count.release)
 
-    def on_response_complete(self) -> None:
-        """An answer was written."""
+    def end_course(self) -> None:
+        """An answer was written by the short way: what uvicorn does after one, with the timer that is there."""
         self._running = None
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            self._see_off()
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._refusal is not None and not self._is_answering():
+            self._refuse(*self._refusal)
+        else:
+            self._close_in(self.timeout_keep_alive)
+
+    def _close_in(self, seconds: float) -> None:
+        """As above; a timer that is set already is left to find out that there is more time.
+
+        Otherwise each request would set four of them and take them back.
+        """
+        self._close_at = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._close_at:
+            self._set_timer(seconds)
+
+    def _set_timer(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self.loop.call_later(seconds, self._give_up)
+
+    def _stop_timer(self) -> None:
+        self._close_at = math.inf
+
+    def _give_up(self) -> None:
+        self._timer = None
+        left = self._close_at - self.loop.time()
+        if left <= 0:
+            super()._give_up()
+        elif left < math.inf:
+            self._set_timer(left)
 
     def _stop_waiting(self) -> None:
         if self._soon is not None:
@@ -329,7 +370,7 @@ class Course:
         connection.transport.write(b"".join(lines))
         if not self.keep_alive:
             connection.transport.close()
-        connection.on_response_complete()
+        connection.end_course()
 
 
 class _NoEvent:
