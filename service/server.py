@@ -12,6 +12,7 @@ import contextlib
 import importlib.util
 import logging
 import math
+import os
 import signal
 import socket
 import threading
@@ -82,43 +83,40 @@ def serve_shift(shift: Shift) -> None:
     settings = shift.settings
     check_certificate(settings)
     share = shift.crew is not None
-    with _ending_on_sigterm() as stop, bind_socket(settings.host, settings.port, share=share) as listener:
+    with _ending_on_sigterm(), bind_socket(settings.host, settings.port, share=share) as listener:
         app = create_app(settings, shift.crew)
-        if stop.is_set():  # the signal came where its exception was lost
-            return
         shift.server = Server(app, settings, shift.announce)
         try:
             shift.server.run(sockets=[listener])
         except OSError as problem:  # another process listened on the address in the meantime
             raise no_address(settings.host, settings.port, problem) from None
+        if app.state.hub.keeper.is_busy:  # a version is being proved, which nothing can stop: nobody waits for it
+            _end()
     _logger.info("stopped")
 
 
-class _Stop(BaseException):
-    """SIGTERM while uvicorn does not listen to signals: models are loading."""
-
-
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[threading.Event]:
-    """Leave the block in peace on SIGTERM; uvicorn has its own handler in there while it runs.
+def _ending_on_sigterm() -> Iterator[None]:
+    """End the process with 0 on SIGTERM inside the block; uvicorn has its own handler in there while it serves.
 
-    Gives an event that tells of the signal too: an exception may be lost in a callback of somebody else's code.
+    Where this handler is in force nothing is accepted. It does not raise: an exception in the midst of the import of a
+    compiled module comes out as another, and the models would be refused for it.
     """
-    stopped = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield stopped  # signals are somebody else's
+        yield  # signals are somebody else's
         return
-
-    def stop(*_: object) -> None:
-        stopped.set()
-        raise _Stop
-
-    before = signal.signal(signal.SIGTERM, stop)
+    before = signal.signal(signal.SIGTERM, _end)
     try:
-        with contextlib.suppress(_Stop):
-            yield stopped
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _end(*_: object) -> None:
+    logging.raiseExceptions = False  # it may have come while another line was written
+    with contextlib.suppress(RuntimeError):
+        _logger.info("stopped")
+    os._exit(0)
 
 
 class Server(uvicorn.Server):
