@@ -10,7 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, Literal, TypeVar
 
 from bnfold.errors import BnfoldError
@@ -62,6 +62,7 @@ class Keeper:
         self._loading: set[str] = set()
         self._leaving: dict[Engine, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._proofs: list[Future[Entry]] = []
         self._stopped = False
         # One thread proves, so that a load takes one core and no more; the other waits for the disk.
         self._prover = ThreadPoolExecutor(1, thread_name_prefix="bnfold-load")
@@ -87,6 +88,11 @@ class Keeper:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._prover.shutdown(wait=False, cancel_futures=True)
         self._reader.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a version is still being proved, which nothing can stop."""
+        return any(not proof.done() for proof in self._proofs)
 
     # -------------------------------------------------------------------------------------------------- by request
 
@@ -210,13 +216,25 @@ class Keeper:
         self._loading.add(name)
         started = time.perf_counter()
         try:
-            entry = await self._call(self._prover, lambda: renew(renewal))
+            entry = await self._prove(renewal)
         except Stopped:
             raise Busy("the server is stopping; try again elsewhere") from None
         finally:
             self._loading.discard(name)
         _logger.info("model %s was looked at in %.3f s", name, time.perf_counter() - started)
         return entry
+
+    async def _prove(self, renewal: Renewal) -> Entry:
+        """Wait for the thread that proves, but not beyond the end of the server. Raises Stopped."""
+        proof = self._prover.submit(renew, renewal)
+        self._proofs = [each for each in (*self._proofs, proof) if not each.done()]
+        waiting = asyncio.wrap_future(proof)
+        while not waiting.done():
+            if self._lifecycle.closed:
+                waiting.cancel()
+                raise Stopped
+            await asyncio.wait((waiting,), timeout=_FOLLOW)
+        return waiting.result()
 
     def _place(self, entry: Entry) -> None:
         """Put an entry in the place of the old one: from here on requests find the new one."""
