@@ -21,13 +21,13 @@ from service.answers import error_body, fault_headers, status_of
 from service.assets import keep_assets
 from service.batcher import Batcher
 from service.body import Budget
+from service.document import describe_app
 from service.errors import Fault
 from service.front import Front
 from service.hub import Hub
 from service.keys import Keys
 from service.lifecycle import Lifecycle
 from service.metrics import open_metrics
-from service.openapi import describe_app
 from service.peers import Crew, Peers, describe_worker
 from service.protocol import Limits
 from service.repository import load_repository

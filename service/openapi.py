@@ -1,17 +1,16 @@
-"""What /docs says: examples and errors of the endpoints, and inference, which FastAPI does not see."""
+"""What /docs says of each endpoint: bodies, answers, errors."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import FastAPI
-
 Responses = dict[int | str, dict[str, Any]]
 
-_ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
+ERROR = {"type": "object", "properties": {"error": {"type": "string"}}, "required": ["error"]}
 
 
-def _error(what: str, message: str) -> dict[str, Any]:
+def error(what: str, message: str) -> dict[str, Any]:
+    """One kind of error, with an example of its sentence."""
     return {
         "description": what,
         "content": {
@@ -36,8 +35,8 @@ _PROOF_HEADERS = {
 }
 
 ERRORS: Responses = {
-    404: _error("No such model or version", "there is no model 'digit' here; /v2/health/ready lists the models"),
-    503: _error(
+    404: error("No such model or version", "there is no model 'digit' here; /v2/health/ready lists the models"),
+    503: error(
         "Not proven, overloaded or stopping; comes with Retry-After", "the server is stopping; try again elsewhere"
     ),
 }
@@ -60,7 +59,7 @@ READY: Responses = {
             "models": [{"name": "digits-cnn", "version": "1", "state": "ready", "refused": []}],
         },
     ),
-    503: _error("A model has no proven version, or the server is stopping", "the server is stopping"),
+    503: error("A model has no proven version, or the server is stopping", "the server is stopping"),
 }
 MODEL_READY: Responses = {
     200: _example("It is served", {"ready": True, "name": "digits-cnn", "version": "1"}),
@@ -108,15 +107,15 @@ INDEX: Responses = {
             }
         },
     },
-    400: _error("What is no JSON object", "'ready' is 1; expected true or false"),
+    400: error("What is no JSON object", "'ready' is 1; expected true or false"),
 }
 LOAD: Responses = {
     200: _example("Done", {}),
-    400: _error(
+    400: error(
         "A version that was to be loaded is not proven", "model digits-cnn/2 was refused: …; version 1 is served"
     ),
     **ERRORS,
-    501: _error("No admin key is set, or something that is not proven", "loading and unloading is off here; …"),
+    501: error("No admin key is set, or something that is not proven", "loading and unloading is off here; …"),
 }
 PREDICT: Responses = {
     200: {
@@ -141,10 +140,10 @@ PREDICT: Responses = {
         ),
         "headers": _PROOF_HEADERS,
     },
-    400: _error("A request that the model cannot take", "input 'input' has shape [1, 7]; expected [-1, 1, 8, 8]"),
-    408: _error("A body that came too slowly", "the body did not arrive in time (0 bytes so far); send it faster"),
-    413: _error("A body above the cap", "the body is larger than the 67108864 bytes that this server takes"),
-    415: _error("A Content-Encoding other than gzip and deflate", "the body has Content-Encoding 'br'"),
+    400: error("A request that the model cannot take", "input 'input' has shape [1, 7]; expected [-1, 1, 8, 8]"),
+    408: error("A body that came too slowly", "the body did not arrive in time (0 bytes so far); send it faster"),
+    413: error("A body above the cap", "the body is larger than the 67108864 bytes that this server takes"),
+    415: error("A Content-Encoding other than gzip and deflate", "the body has Content-Encoding 'br'"),
     **ERRORS,
 }
 
@@ -175,7 +174,7 @@ INDEX_BODY = _optional({"ready": True})
 LOAD_BODY = _optional({"parameters": {"version_policy": "latest"}})
 UNLOAD_BODY = _optional({"parameters": {"unload_dependents": False}})
 
-_INFER: dict[str, Any] = {
+INFER: dict[str, Any] = {
     "summary": "Inference, JSON or binary",
     "tags": ["Open Inference Protocol v2"],
     "description": (
@@ -217,35 +216,7 @@ _INFER: dict[str, Any] = {
             },
         },
         **{str(status): PREDICT[status] for status in (400, 404, 408, 413, 415, 503)},
-        "500": _error("The runtime failed on the input", "model digits-cnn/1 failed on this input"),
-        "501": _error("A part of the protocol that is not offered", "input 'input' is in shared memory"),
+        "500": error("The runtime failed on the input", "model digits-cnn/1 failed on this input"),
+        "501": error("A part of the protocol that is not offered", "input 'input' is in shared memory"),
     },
 }
-
-
-def _parameter(name: str, where: str, kind: str, *, required: bool = True) -> dict[str, Any]:
-    return {"name": name, "in": where, "required": required, "schema": {"type": kind}}
-
-
-def describe_app(app: FastAPI) -> None:
-    """Add inference and the shape of errors to what the app says of itself; it is put together once."""
-    describe = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            document = describe()
-            length = _parameter("Inference-Header-Content-Length", "header", "integer", required=False)
-            model, version = _parameter("model", "path", "string"), _parameter("version", "path", "string")
-            for path, parameters in (
-                ("/v2/models/{model}/infer", [model, length]),
-                ("/v2/models/{model}/versions/{version}/infer", [model, version, length]),
-            ):
-                document["paths"][path] = {"post": {**_INFER, "parameters": parameters}}
-            document["components"] = {"schemas": {"Error": _ERROR}}
-            for methods in document["paths"].values():
-                for operation in methods.values():
-                    operation["responses"].pop("422", None)  # what is not valid is answered with 400
-            app.openapi_schema = document
-        return app.openapi_schema
-
-    app.openapi = openapi  # type: ignore[method-assign]

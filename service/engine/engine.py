@@ -23,6 +23,7 @@ class Engine:
     """A version that is served.
 
     digest: sha256 of the model.onnx in use. headers: the proof that goes with every prediction. runtime: what computes.
+    sample: one row of a golden vector, for examples.
     in_flight: requests that use it now; idle is set while there are none. Both belong to the event loop.
     """
 
@@ -34,6 +35,7 @@ class Engine:
     headers: Headers
     runtime: Runtime
     meter: Meter
+    sample: Mapping[str, Array] = field(default_factory=dict)
     label: str = field(init=False)
     batchable: bool = field(init=False)
     provider: str = field(init=False)
