@@ -192,6 +192,16 @@ def test_a_long_address_and_many_headers_are_refused(tight: Running, head: bytes
         assert stream.recv(65536).startswith(b"HTTP/1.1 %d " % status)
 
 
+@pytest.mark.parametrize(("more", "status"), [(96, 200), (97, 200), (98, 431)])
+def test_many_headers_are_refused_on_inference_too(tight: Running, more: int, status: int):
+    until(lambda: is_open(tight))
+    with connect(tight) as stream:
+        head = b"POST /v2/models/digits/infer HTTP/1.1\r\nHost: x\r\nContent-Length: 256\r\n"
+        raw = b"Inference-Header-Content-Length: 0\r\n"
+        stream.sendall(head + raw + b"A: b\r\n" * more + b"\r\n" + bytes(256))
+        assert stream.recv(65536).startswith(b"HTTP/1.1 %d " % status)
+
+
 @pytest.mark.parametrize(
     ("data", "status"),
     [
