@@ -1,14 +1,8 @@
-"""gRPC as messages: hostile ones, typed contents, deadlines, cancellation, streams, keys, caps, health and the stop."""
+"""gRPC as messages: both doors agree; hostile messages, deadlines, cancellation, streams, caps."""
 
 from __future__ import annotations
 
-import json
-import os
 import queue
-import signal
-import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,20 +12,24 @@ import grpc
 import httpx
 import numpy as np
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_messages import (
+    INVALID,
+    NOT_FOUND,
+    SERVICE,
+    X,
+    channel,
+    failures,
+    logits,
+    message,
+    outcome,
+    pending,
+    refusal,
+    slow,
+)
 from service_clients import Doors, both_doors
-from service_runs import ROOT, until
+from service_runs import until
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
-
-from service import errors
-from service.answers import status_of
-from service.rpc.statuses import code_of, metadata_of
-
-X = np.random.default_rng(3).random((2, 1, 8, 8)).astype(np.float32)
-INVALID, NOT_FOUND = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND
-SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
-SLOW = 1700  # pixels a side of a picture that keeps a worker busy for tens of milliseconds
 
 
 @pytest.fixture(scope="module")
@@ -40,55 +38,17 @@ def doors(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         yield started
 
 
+@pytest.fixture(scope="module")
+def holding(digits_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    """A server that holds requests for ten seconds, so that they wait as long as a test needs."""
+    with both_doors(digits_only, tmp_path_factory.mktemp("holding"), BNFOLD_MAX_DELAY="10") as started:
+        yield started
+
+
 @pytest.fixture
 def stub(doors: Doors) -> Iterator[Any]:
     with channel(doors) as opened:
         yield service_pb2_grpc.GRPCInferenceServiceStub(opened)
-
-
-def channel(doors: Doors) -> grpc.Channel:
-    sizes = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
-    return grpc.insecure_channel(doors.grpc, options=sizes)
-
-
-def message(
-    raw: list[bytes] | None = None,
-    *,
-    model: str = "digits",
-    shape: tuple[int, ...] = (2, 1, 8, 8),
-    name: str = "input",
-    datatype: str = "FP32",
-    identity: str = "",
-    **contents: Any,
-) -> Any:
-    found = pb.ModelInferRequest(model_name=model, id=identity)
-    tensor = found.inputs.add(name=name, datatype=datatype, shape=shape)
-    for field, values in contents.items():
-        getattr(tensor.contents, field).extend(values)
-    found.raw_input_contents.extend(raw or ([] if contents else [X.tobytes()]))
-    return found
-
-
-def slow(identity: str = "slow", timeout: int = 0) -> Any:
-    found = message([bytes(SLOW * SLOW * 4)], model="free", shape=(1, 1, SLOW, SLOW), identity=identity)
-    if timeout:
-        found.parameters["timeout"].int64_param = timeout
-    return found
-
-
-def refusal(call: Any, *arguments: Any, **options: Any) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(grpc.RpcError) as problem:
-        call(*arguments, **options)
-    return problem.value.code(), problem.value.details()
-
-
-def outcome(call: Any, *arguments: Any, **options: Any) -> grpc.StatusCode | None:
-    """The code of a call that failed, None of one that did not."""
-    try:
-        call(*arguments, **options)
-    except grpc.RpcError as problem:
-        return problem.code()
-    return None
 
 
 def over_rest(doors: Doors) -> np.ndarray:
@@ -99,10 +59,6 @@ def over_rest(doors: Doors) -> np.ndarray:
     )
     start = int(answer.headers["inference-header-content-length"])
     return np.frombuffer(answer.content[start:], np.float32).reshape(2, 10)
-
-
-def logits(response: Any) -> np.ndarray:
-    return np.frombuffer(response.raw_output_contents[0], np.float32).reshape(list(response.outputs[0].shape))
 
 
 # ------------------------------------------------------------------------------------------------ both doors agree
@@ -313,33 +269,37 @@ def test_a_deadline_of_the_client_or_of_the_request_ends_it(stub: Any, doors: Do
     assert logits(stub.ModelInfer(message())).shape == (2, 10)
 
 
-def _failures(doors: Doors, reason: str) -> float:
-    lines = httpx.get(f"{doors.child.url}/metrics").text.splitlines()
-    return sum(
-        float(line.split()[-1]) for line in lines if line.startswith("bnfold_inference_request_failure_total")
-        and f'reason="{reason}"' in line and 'model="free"' in line
-    )  # fmt: skip
-
-
-def _pending(doors: Doors) -> float:
-    lines = httpx.get(f"{doors.child.url}/metrics").text.splitlines()
-    return sum(float(line.split()[-1]) for line in lines if "pending_rows" in line and 'model="free"' in line)
-
-
 def _rows(stub: Any) -> int:
-    return stub.ModelStatistics(pb.ModelStatisticsRequest(name="free")).model_stats[0].inference_count
+    return stub.ModelStatistics(pb.ModelStatisticsRequest(name="digits")).model_stats[0].inference_count
 
 
-def test_a_call_that_is_cancelled_while_it_waits_is_not_run(stub: Any, doors: Doors):
-    failed, run = _failures(doors, "cancelled"), _rows(stub)
-    calls = [stub.ModelInfer.future(slow()) for _ in range(8)]
-    until(lambda: _pending(doors) >= 3)
-    for call in calls:
+def test_a_call_that_is_cancelled_while_it_waits_is_not_run(holding: Doors):
+    with channel(holding) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        failed, run = failures(holding, "cancelled"), _rows(stub)
+        calls = [stub.ModelInfer.future(message()) for _ in range(8)]
+        until(lambda: pending(holding) == 16)
+        for call in calls:
+            call.cancel()
+        until(lambda: failures(holding, "cancelled") == failed + 8)
+        assert pending(holding) == 0
+        assert _rows(stub) == run
+
+
+def test_a_client_that_leaves_its_stream_leaves_nothing_behind(holding: Doors):
+    with channel(holding) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        failed, run = failures(holding, "cancelled"), _rows(stub)
+        sending: queue.Queue[Any] = queue.Queue()
+        call = stub.ModelStreamInfer(iter(sending.get, None))
+        for number in range(6):
+            sending.put(message(identity=str(number)))
+        until(lambda: pending(holding) == 12)
         call.cancel()
-    until(lambda: _failures(doors, "cancelled") >= failed + 3)
-    until(lambda: _pending(doors) == 0)
-    assert logits(stub.ModelInfer(message())).shape == (2, 10)
-    assert _rows(stub) <= run + 5
+        sending.put(None)
+        until(lambda: failures(holding, "cancelled") == failed + 6)
+        assert pending(holding) == 0
+        assert _rows(stub) == run
 
 
 def test_a_stream_answers_each_message_with_its_id_and_goes_on_after_errors(stub: Any):
@@ -356,154 +316,6 @@ def test_a_stream_answers_each_message_with_its_id_and_goes_on_after_errors(stub
         if not each.error_message:
             assert len(each.infer_response.raw_output_contents[0]) == 80
             assert each.infer_response.parameters["triton_final_response"].bool_param
-
-
-def test_a_stream_answers_in_order_of_completion(repository: Path, tmp_path: Path):
-    with both_doors(repository, tmp_path, BNFOLD_THREADS="2") as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        first = [
-            each.infer_response.id for each in stub.ModelStreamInfer(iter([slow("slow"), message(identity="fast")]))
-        ]
-    assert first == ["fast", "slow"]
-
-
-def test_a_client_that_leaves_its_stream_leaves_nothing_behind(stub: Any, doors: Doors):
-    sending: queue.Queue[Any] = queue.Queue()
-    call = stub.ModelStreamInfer(iter(sending.get, None))
-    for number in range(6):
-        sending.put(slow(str(number)))
-    assert next(call).infer_response.id
-    before = _failures(doors, "cancelled")
-    call.cancel()
-    sending.put(None)
-    until(lambda: _failures(doors, "cancelled") > before)
-    assert logits(stub.ModelInfer(message())).shape == (2, 10)
-
-
-# ------------------------------------------------------------------------------------------------ health, keys, stop
-
-
-def test_health_of_the_server_and_of_models(doors: Doors):
-    with channel(doors) as opened:
-        health = health_pb2_grpc.HealthStub(opened)
-        for name in ("", SERVICE.full_name, "digits"):
-            assert health.Check(health_pb2.HealthCheckRequest(service=name)).status == 1, name
-        assert refusal(health.Check, health_pb2.HealthCheckRequest(service="digit"))[0] is NOT_FOUND
-
-
-def test_keys_come_in_the_metadata(digits_only: Path, tmp_path: Path):
-    keys = tmp_path / "keys"
-    keys.write_text("a-key-for-inference\n")
-    keys.chmod(0o600)
-    with both_doors(digits_only, tmp_path, BNFOLD_API_KEY_FILE=str(keys)) as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        denied = grpc.StatusCode.UNAUTHENTICATED
-        assert stub.ServerLive(pb.ServerLiveRequest()).live
-        assert stub.ServerReady(pb.ServerReadyRequest()).ready
-        assert refusal(stub.ModelInfer, message())[0] is denied
-        assert refusal(stub.ModelMetadata, pb.ModelMetadataRequest(name="digits"))[0] is denied
-        wrong = (("authorization", "Bearer another-key-of-16"),)
-        assert refusal(stub.ModelInfer, message(), metadata=wrong)[0] is denied
-        assert refusal(lambda: list(stub.ModelStreamInfer(iter([message()]))))[0] is denied
-        for metadata in ((("authorization", "Bearer a-key-for-inference"),), (("x-api-key", "a-key-for-inference"),)):
-            assert len(stub.ModelInfer(message(), metadata=metadata).raw_output_contents) == 1
-            assert len(list(stub.ModelStreamInfer(iter([message()]), metadata=metadata))) == 1
-            load = pb.RepositoryModelLoadRequest(model_name="digits")
-            assert refusal(stub.RepositoryModelLoad, load, metadata=metadata)[0] is grpc.StatusCode.PERMISSION_DENIED
-
-
-def test_sigterm_finishes_what_was_accepted_and_ends_streams(repository: Path, tmp_path: Path):
-    with both_doors(repository, tmp_path, BNFOLD_DRAIN_DELAY="0.2") as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        sending: queue.Queue[Any] = queue.Queue()
-        call = stub.ModelStreamInfer(iter(sending.get, None))
-        sending.put(message(identity="before"))
-        assert next(call).infer_response.id == "before"
-        accepted = [stub.ModelInfer.future(slow(str(number))) for number in range(4)]
-        until(lambda: 'pending_rows{model="free",version="1"} 0.0' not in httpx.get(f"{doors.child.url}/metrics").text)
-        doors.child.child.send_signal(signal.SIGTERM)
-        until(lambda: not _is_ready(stub))
-        assert {len(each.result(60).raw_output_contents) for each in accepted} == {1}
-        assert list(call) == []  # an idle stream is ended, and in peace
-        sending.put(None)
-        assert doors.child.wait() == 0
-    assert "Traceback" not in doors.child.text()
-
-
-def _is_ready(stub: Any) -> bool:
-    """Whether it says so; a server that has gone does not."""
-    try:
-        return stub.ServerReady(pb.ServerReadyRequest(), timeout=10).ready
-    except grpc.RpcError:
-        return False
-
-
-def test_calls_stand_in_the_access_log_with_their_ids(digits_only: Path, tmp_path: Path):
-    settings = {"BNFOLD_ACCESS_LOG": "1", "BNFOLD_LOG_FORMAT": "json"}
-    with both_doors(digits_only, tmp_path, **settings) as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        _, call = stub.ModelInfer.with_call(message(), metadata=(("x-request-id", "mine-1"),))
-        assert dict(call.trailing_metadata())["x-request-id"] == "mine-1"
-        assert refusal(stub.ModelInfer, message(name="image"))[0] is INVALID
-        list(stub.ModelStreamInfer(iter([message(), message(model="digit")])))
-        until(lambda: doors.child.text().count("/inference.GRPCInferenceService/") == 4)
-        lines = [json.loads(line) for line in doors.child.text().splitlines() if "GRPCInferenceService/" in line]
-    assert sorted(line["status"] for line in lines) == [200, 200, 400, 404]
-    (mine,) = (line for line in lines if line["request_id"] == "mine-1")
-    assert (mine["model"], mine["version"], mine["status"]) == ("digits", "1", 200)
-    assert mine["path"].endswith("/ModelInfer")
-
-
-def test_several_workers_share_the_port_and_their_counts(digits_only: Path, tmp_path: Path):
-    with both_doors(digits_only, tmp_path, BNFOLD_WORKERS="2") as doors:
-        for _ in range(12):  # a connection each, so that both workers get some
-            with channel(doors) as opened:
-                stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-                assert len(stub.ModelInfer(message(), wait_for_ready=True, timeout=30).raw_output_contents) == 1
-        with channel(doors) as opened:
-            stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-            statistics = stub.ModelStatistics(pb.ModelStatisticsRequest(name="digits")).model_stats[0]
-        assert statistics.inference_stats.success.count == 12
-        assert statistics.inference_count == 24
-        doors.child.child.send_signal(signal.SIGTERM)
-        assert doors.child.wait() == 0
-
-
-# ------------------------------------------------------------------------------------------------------- the start
-
-
-def _serve(repository: Path, *flags: str, code: str = "") -> tuple[int, list[str]]:
-    """Exit code and lines of a server that cannot start."""
-    command = [
-        sys.executable,
-        "-c",
-        f"{code}\nfrom bnfold.__main__ import main\nimport sys\nsys.exit(main(sys.argv[1:]))",
-    ]
-    ran = subprocess.run(
-        [*command, "serve", str(repository), "--port", "0", "--device", "cpu", *flags],
-        cwd=ROOT, env={**os.environ}, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
-    return ran.returncode, ran.stderr.splitlines()
-
-
-def test_without_the_extra_a_port_is_one_sentence_and_no_port_is_fine(digits_only: Path):
-    hidden = "import sys\nsys.modules['grpc'] = None"
-    status, lines = _serve(digits_only, "--grpc-port", "0", code=hidden)
-    assert status == 2
-    assert len(lines) == 1
-    assert "pip install 'bnfold[grpc]'" in lines[0]
-    probe = f"{hidden}\nimport service.app, service.rpc.door\nassert 'tritonclient' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", probe], cwd=ROOT).returncode == 0
-
-
-def test_a_port_that_is_taken_is_one_sentence(digits_only: Path):
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        status, lines = _serve(digits_only, "--grpc-port", str(taken.getsockname()[1]))
-    assert status == 2
-    assert len(lines) == 1
-    assert "cannot listen" in lines[0]
 
 
 def test_many_threads_on_one_channel_get_their_own_rows(stub: Any):
@@ -524,51 +336,3 @@ def test_many_threads_on_one_channel_get_their_own_rows(stub: Any):
     for number, wanted in enumerate(alone):
         assert found[number].shape == wanted.shape
         assert np.abs(found[number] - wanted).max() <= 1e-5 * np.abs(wanted).max()
-
-
-def test_a_second_signal_ends_it_at_once(repository: Path, tmp_path: Path):
-    with both_doors(repository, tmp_path, BNFOLD_DRAIN_TIMEOUT="300") as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        calls = [stub.ModelInfer.future(slow(str(number))) for number in range(12)]
-        until(lambda: _pending(doors) >= 2)
-        doors.child.child.send_signal(signal.SIGTERM)
-        until(lambda: not _is_ready(stub))
-        doors.child.child.send_signal(signal.SIGTERM)
-        doors.child.wait()
-        assert sum(call.exception(60) is not None for call in calls) >= 1  # they were not waited for
-    assert "rpc/door" not in doors.child.text().partition("CancelledError")[2]
-
-
-FAULTS = sorted(
-    (kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.Fault)), key=str
-)
-
-
-@pytest.mark.parametrize("kind", [kind for kind in FAULTS if kind is not errors.Fault])
-def test_codes_follow_the_statuses_of_rest(kind: type[errors.Fault]):
-    problem = kind("words", "POST") if kind is errors.BadMethod else kind("words")
-    status, code = status_of(problem), code_of(problem)
-    expected = {
-        400: INVALID, 401: grpc.StatusCode.UNAUTHENTICATED, 403: grpc.StatusCode.PERMISSION_DENIED, 404: NOT_FOUND,
-        413: grpc.StatusCode.RESOURCE_EXHAUSTED, 500: grpc.StatusCode.INTERNAL, 501: grpc.StatusCode.UNIMPLEMENTED,
-        503: grpc.StatusCode.UNAVAILABLE,
-    }  # fmt: skip
-    special = {
-        errors.Expired: grpc.StatusCode.DEADLINE_EXCEEDED,
-        errors.LoadFailed: grpc.StatusCode.FAILED_PRECONDITION,
-    }
-    http_only = (errors.UnknownPath, errors.BadMethod, errors.BadEncoding, errors.SlowClient)
-    if kind not in http_only:
-        assert code is special.get(kind, expected[status])
-    assert (dict(metadata_of(problem)) == {"grpc-retry-pushback-ms": "1000"}) == (code is grpc.StatusCode.UNAVAILABLE)
-
-
-def test_a_full_queue_says_when_to_try_again(repository: Path, tmp_path: Path):
-    settings = {"BNFOLD_MAX_QUEUE_ROWS": "2", "BNFOLD_MAX_REQUEST_ROWS": "2"}
-    with both_doors(repository, tmp_path, **settings) as doors, channel(doors) as opened:
-        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
-        calls = [stub.ModelInfer.future(slow(str(number))) for number in range(10)]
-        codes = {call.exception(60).code() if call.exception(60) else None for call in calls}
-        assert codes == {None, grpc.StatusCode.UNAVAILABLE}
-        refused = next(call for call in calls if call.exception())
-        assert dict(refused.trailing_metadata())["grpc-retry-pushback-ms"] == "1000"
