@@ -6,7 +6,6 @@ import logging
 
 import grpc
 
-from service.answers import RETRY_AFTER
 from service.errors import (
     BadRequest,
     Busy,
@@ -37,8 +36,7 @@ _CODES: dict[type[Fault], grpc.StatusCode] = {
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     Unsupported: grpc.StatusCode.UNIMPLEMENTED,
 }
-# What the client library waits before it tries again (gRPC proposal A6), in milliseconds.
-_PUSHBACK: Metadata = (("grpc-retry-pushback-ms", f"{int(RETRY_AFTER)}000"),)
+_PUSHBACK = "grpc-retry-pushback-ms"  # what the client library waits before it tries again (gRPC proposal A6)
 
 
 def code_of(problem: Exception) -> grpc.StatusCode:
@@ -48,7 +46,9 @@ def code_of(problem: Exception) -> grpc.StatusCode:
 
 def metadata_of(problem: Exception) -> Metadata:
     """What goes with the code."""
-    return _PUSHBACK if code_of(problem) is grpc.StatusCode.UNAVAILABLE else ()
+    if isinstance(problem, Busy) and code_of(problem) is grpc.StatusCode.UNAVAILABLE:
+        return ((_PUSHBACK, f"{problem.retry_after}000"),)
+    return ()
 
 
 def message_of(problem: Exception, method: str) -> str:
