@@ -1,12 +1,14 @@
-"""docs/serving.md says what the server does: its examples are run, its tables compared."""
+"""The documents say what the server does: their examples are run, their tables compared."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -14,18 +16,27 @@ from service_runs import PATIENCE, ROOT, Running, running
 
 from service.settings import Settings
 
-PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 ADDRESS = "127.0.0.1:8000"
+KEY = "an-admin-key-of-the-examples"
+
+
+def page(name: str) -> str:
+    return (ROOT / "docs" / f"{name}.md").read_text(encoding="utf-8")
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.M | re.S)
+    text = page("serving") + page("protocol")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 @pytest.fixture(scope="module")
-def checkout() -> Iterator[Running]:
-    """The server on the models of the checkout, as the document starts it."""
-    with running(Settings(repository=ROOT / "models", device="cpu", port=0, threads=1)) as started:
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """The server on the models of the checkout, as the documents start it."""
+    keys = tmp_path_factory.mktemp("keys") / "admin"
+    keys.write_text(f"{KEY}\n")
+    keys.chmod(0o600)
+    settings = Settings(repository=ROOT / "models", device="cpu", port=0, threads=1, admin_key_file=keys)
+    with running(settings) as started:
         yield started
 
 
@@ -35,6 +46,7 @@ def test_examples_for_curl_work(checkout: Running, line: str):
     ran = subprocess.run(
         ["bash", "-c", f"set -o pipefail; {line.replace(ADDRESS, checkout.address)}"],
         cwd=ROOT,
+        env={**os.environ, "KEY": KEY},
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -48,19 +60,24 @@ def test_the_picture_of_a_five_is_one(checkout: Running):
     assert httpx.post(f"{checkout.url}/predict", content=picture).json()["predictions"][0]["label"] == "5"
 
 
-def test_the_example_in_python_works(checkout: Running, capsys: pytest.CaptureFixture[str]):
-    (program,) = blocks("python")
-    space: dict[str, object] = {}
+@pytest.mark.parametrize("program", blocks("python"))
+def test_examples_in_python_work(
+    checkout: Running, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, program: str
+):
+    monkeypatch.chdir(ROOT)
+    space: dict[str, Any] = {}
     exec(program.replace(ADDRESS, checkout.address), space)  # noqa: S102
-    assert "[[" in capsys.readouterr().out
-    space["client"].close()  # type: ignore[attr-defined]
+    assert capsys.readouterr().out
+    space["client"].close()
 
 
 def test_every_metric_is_documented(checkout: Running):
-    page = httpx.get(f"{checkout.url}/metrics").text
-    names = set(re.findall(r"^# TYPE (bnfold_\w+) ", page, re.M)) - set(
-        re.findall(r"^# TYPE (bnfold_\w+_created) ", page, re.M)
+    shown = httpx.get(f"{checkout.url}/metrics").text
+    names = set(re.findall(r"^# TYPE (bnfold_\w+) ", shown, re.M)) - set(
+        re.findall(r"^# TYPE (bnfold_\w+_created) ", shown, re.M)
     )
-    described = PAGE.partition("## Metrics")[2]
+    described = page("monitoring")
     for name in names:
-        assert f"`{name}" in described or f"`{name.removeprefix('bnfold_inference')}" in described, name
+        stages = [re.sub(r"compute_(input|infer|output)", "compute_{input,infer,output}", name)]
+        short = [each.removeprefix(prefix) for each in (name, *stages) for prefix in ("bnfold_inference", "bnfold")]
+        assert any(f"`{each}" in described for each in (name, *stages, *short)), name
