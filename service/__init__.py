@@ -10,6 +10,9 @@
     body.py        bodies under caps        answers.py    faults as responses     errors.py   the faults
     lifecycle.py   ready, draining          metrics.py    Prometheus              meter.py    what is counted
     hub.py         the parts of one server  connection.py slow clients            forms.py    files of a form
+    setting.py     one setting described    configuration.py  flags, variables, TOML
+    keys.py        who may ask              tls.py        certificates            bounds.py   caps of all connections
+    assets.py      files of /docs
     supervisor.py  several workers          worker.py     one of them             peers.py    how they talk
 
 Nothing here imports torch, and nothing that it imports does.
