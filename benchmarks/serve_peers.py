@@ -82,15 +82,15 @@ def _measure(options: argparse.Namespace) -> None:
     build(REPOSITORY)
     plan = Plan(options.seconds, options.rate, REPOSITORY, options.product.resolve(), _folder(options.peers))
     servers = [server for server in SERVERS if _is_asked_for(server, plan, options.servers)]
-    found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
     for network in options.networks:
         rounds = _rounds(plan, servers, network, options.rounds)
         about = {"commit": commit(plan.product), "load_average": os.getloadavg()[2]}
+        found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
         found.setdefault("networks", {})[network] = table.summarise(rounds) | about
         found["machine"] = describe(plan.environments, servers)
         found["load"] = {"seconds": plan.seconds, "rate": plan.rate, "rounds": options.rounds}
         options.results.parent.mkdir(exist_ok=True)
-        options.results.write_text(json.dumps(found, indent=1) + "\n")
+        options.results.write_text(table.as_json(found))
 
 
 def _folder(path: Path | None) -> Path | None:

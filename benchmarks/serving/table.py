@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import statistics
 import sys
@@ -62,6 +63,12 @@ def _quartiles(values: Sequence[float]) -> list[float]:
     """Lower quartile, median, upper quartile."""
     found = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else list(values) * 3
     return [round(value, 3) for value in found]
+
+
+def as_json(results: Mapping[str, Any]) -> str:
+    """Indented, with each list of numbers on one line."""
+    text = json.dumps(results, indent=1)
+    return re.sub(r"\[\s+([^\[\]{}]*?)\s+\]", lambda found: "[" + " ".join(found[1].split()) + "]", text) + "\n"
 
 
 def show(name: str, found: Mapping[str, Any]) -> None:
