@@ -28,13 +28,14 @@ class Violation(Exception):
 
 
 class Target:
-    """One server. statuses: how often each was answered. slowest: the most seconds that one input took."""
+    """One server. statuses: how often each was answered. slowest: the most seconds that one took."""
 
     def __init__(self, app: Any, config: Any, state: Any) -> None:
         from service.rpc.service import Service
 
         self.statuses: collections.Counter[str] = collections.Counter()
         self.slowest = 0.0
+        self.slowest_input = b""
         self.durations: collections.Counter[int] = collections.Counter()  # by the number of bits of the microseconds
         self._app = app
         self._config = config
@@ -50,7 +51,8 @@ class Target:
         except TimeoutError:
             raise Violation(f"no end after {PATIENCE} seconds") from None
         seconds = time.perf_counter() - started
-        self.slowest = max(self.slowest, seconds)
+        if seconds > self.slowest:
+            self.slowest, self.slowest_input = seconds, data
         self.durations[int(seconds * 1e6).bit_length()] += 1
         hub = self._app.state.hub
         if hub.budget._used:
