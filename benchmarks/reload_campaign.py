@@ -36,7 +36,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 from serving.checked_clients import Array, Clients, write_request
-from serving.machine import describe
+from serving.machine import commit, describe
 
 import bnfold
 from bnfold.runtime import open_session, run
@@ -298,7 +298,13 @@ def main() -> int:
     runs = [
         campaign(workers, options.requests, options.reloads, options.failures) for workers in options.workers or (1, 2)
     ]
-    document = {"command": "python benchmarks/reload_campaign.py", "machine": describe(ROOT, None, ()), "runs": runs}
+    document: dict[str, Any] = {
+        "command": "python benchmarks/reload_campaign.py",
+        "machine": describe(None, ()),
+        "commit": commit(ROOT),
+    }
+    document["requests, reloads, loads that fail of a run"] = [options.requests, options.reloads, options.failures]
+    document["runs"] = runs
     print(json.dumps(document, indent=2))
     if len(sys.argv) == 1:
         RESULTS.write_text(json.dumps(document, indent=2) + "\n")
