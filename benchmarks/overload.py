@@ -261,7 +261,7 @@ def main() -> int:
         document = run_client(arguments)
     else:
         document = {
-            "machine": describe(ROOT, None, ()), "load": "the client shares the cores with the server",
+            "machine": describe(None, ()), "load": "the client shares the cores with the server",
             "command": f"overload.py --seconds {arguments.seconds:g} --times {arguments.times:g}", "n": 1,
             **measure(arguments),
         }  # fmt: skip

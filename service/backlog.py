@@ -21,6 +21,8 @@ DEFAULT_PRIORITY = 5
 
 _PATIENT_BATCHES = 16
 _KEPT = 0.8  # what a batch leaves of the measure before it: a slow first call is forgotten after some thirty
+_LEARNT = 1 / 16  # of the newest answer in the mean error of what was expected
+_NARROWEST, _WIDEST = 1.2, 3.0
 _UNKNOWN = 1e-3  # seconds that a row is charged with before the first measure
 
 
@@ -60,12 +62,13 @@ class Ticket:
     """One request in the queue. Times are of `time.perf_counter`.
 
     answer: called once, on the event loop, with the outputs or with what went wrong, unless the ticket is cancelled.
-    immediate: a free worker was there for it.
+    immediate: a free worker was there for it. expected: seconds to its answer as foreseen at its admission, 0 if nobody
+    asked.
     """
 
     __slots__ = (
-        "answer", "deadline", "done", "immediate", "inputs", "level", "model", "queued", "rows", "shapes", "started",
-        "timeout", "waiting",
+        "answer", "deadline", "done", "expected", "immediate", "inputs", "level", "model", "queued", "rows", "shapes",
+        "started", "timeout", "waiting",
     )  # fmt: skip
 
     def __init__(
@@ -89,6 +92,7 @@ class Ticket:
         self.shapes = tuple([array.shape[1:] for array in inputs.values()]) if model.batchable else None
         self.waiting = True
         self.done = False
+        self.expected = 0.0
         self.immediate = False
 
 
@@ -103,12 +107,17 @@ class Backlog:
     that the model has had, by which models take turns.
     """
 
-    __slots__ = ("_level_rows", "_levels", "_passed", "_rows_run", "_seconds_run", "pace", "rows", "tickets", "turn")
+    __slots__ = (
+        "_error", "_level_rows", "_levels", "_passed", "_rows_run", "_seconds_run", "_spread", "pace", "rows",
+        "tickets", "turn",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self._levels: dict[int, OrderedDict[Any, Lane]] = {}
         self._level_rows: dict[int, int] = {}
         self._passed = 0
+        self._error = 1.0
+        self._spread = 0.0
         self._rows_run = 0.0
         self._seconds_run = 0.0
         self.rows = 0
@@ -175,6 +184,17 @@ class Backlog:
         self._rows_run = _KEPT * self._rows_run + rows
         self._seconds_run = _KEPT * self._seconds_run + seconds
         self.pace = self._seconds_run / self._rows_run
+
+    def learn(self, expected: float, seconds: float) -> None:
+        """An answer that was expected after so long took so long: the mean of the ratio, and its mean deviation."""
+        off = min(seconds / expected, 2.0 * _WIDEST) - self._error  # one that hung is soon forgotten
+        self._error += _LEARNT * off
+        self._spread += _LEARNT * (abs(off) - self._spread)
+
+    @property
+    def margin(self) -> float:
+        """What an expectation is multiplied with: four deviations above the mean, as TCP waits (RFC 6298, 2.3)."""
+        return min(_WIDEST, max(_NARROWEST, self._error + 4.0 * self._spread))
 
     def cost(self, rows: int) -> float:
         """The seconds that a batch of so many rows will take."""

@@ -23,7 +23,7 @@ from service.errors import Busy, Disconnected, Expired
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 10.0  # seconds that stop() gives a worker that is still inside the runtime
-_MARGIN = 1.2  # what a batch may take longer than its like; without it 1 % of the accepted requests came too late
+_FAR = 4.0  # times an expectation, beyond which a deadline is no concern
 _SWEEP = 5e-6  # seconds a request between two looks for deadlines, so that looking stays a small part of the work
 
 Answers = Sequence[Outputs | Exception]
@@ -171,7 +171,8 @@ class Batcher:
             )
         if not backlog.pace:
             return
-        expected = _MARGIN * self._expect(ticket, backlog)
+        ticket.expected = self._expect(ticket, backlog)
+        expected = backlog.margin * ticket.expected
         if expected > ticket.timeout:
             raise Busy(
                 f"an answer from model {ticket.model.label} is to be expected in {expected:.3g} s, and the request "
@@ -199,6 +200,7 @@ class Batcher:
         """Fail every ticket whose time is over. One timer for all: a timer each would cost every request."""
         now = time.perf_counter()
         for ticket in [ticket for ticket in self._open if ticket.deadline <= now]:
+            _learn(ticket)
             self._fail(ticket, _expired(ticket))
         self._sweep_at, self._sweeper = math.inf, None
         if self._open:
@@ -225,6 +227,7 @@ class Batcher:
             if not ticket.done:
                 ticket.done = True
                 del self._open[ticket]
+                _learn(ticket)
                 _answer(ticket, answer)
 
     def _leave(self, ticket: Ticket) -> None:
@@ -320,6 +323,12 @@ class Batcher:
         until = time.monotonic() + _PATIENCE
         for thread in self._threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+
+def _learn(ticket: Ticket) -> None:
+    """Compare with what was expected, where that came near the deadline; elsewhere it decides nothing."""
+    if ticket.expected * _FAR > ticket.timeout:
+        ticket.model.backlog.learn(ticket.expected, time.perf_counter() - ticket.queued)
 
 
 def _turn(backlog: Backlog) -> float:

@@ -372,3 +372,16 @@ def test_each_caller_gets_exactly_its_rows_or_one_clear_refusal(
             owners = {value // 1000 for value in call if value != POISON}
             assert len(call) <= max(most, 5)
             assert model.batchable or len(owners) <= 1
+
+
+def test_expectations_that_were_too_short_are_widened_and_narrowed_again():
+    backlog = Backlog()
+    assert backlog.margin == 1.2
+    for _ in range(40):
+        backlog.learn(0.1, 0.19)
+    assert 1.8 < backlog.margin < 3.0
+    for _ in range(200):
+        backlog.learn(0.1, 0.05)
+    assert backlog.margin == 1.2
+    backlog.learn(0.1, 100.0)
+    assert backlog.margin == 3.0  # one that took very long is no reason to refuse everything
