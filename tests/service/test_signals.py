@@ -10,6 +10,7 @@ import sys
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -17,7 +18,7 @@ import pytest
 from service_faults import break_channel
 from service_reloads import REQUEST, build_versions, is_answer, logits, put
 from service_runs import PATIENCE, Process, process, until
-from test_workers import runs, workers
+from test_workers import runs, setting, workers
 
 INFER = "/v2/models/digits/infer"
 BODY = json.dumps(REQUEST).encode()
@@ -67,8 +68,9 @@ def test_a_stop_in_the_midst_of_a_reload_under_load_loses_nothing_and_ends_with_
     built: Path, models: Path, tmp_path: Path, count: str, moment: float
 ):
     environment = {"BNFOLD_WORKERS": count, "BNFOLD_POLL_INTERVAL": "0.05", "BNFOLD_DRAIN_DELAY": "0.3"}
-    with process(models, tmp_path, **environment) as server, ThreadPoolExecutor(3) as pool:
+    with process(models, tmp_path, **environment) as server, ThreadPoolExecutor(3) as pool, ExitStack() as stack:
         load = Load(server, built)
+        stack.enter_context(setting(load.stop))
         clients = [pool.submit(load.run) for _ in range(3)]
         until(lambda: load.statuses[200] > 20)
         put(built, models, 2)
@@ -164,7 +166,7 @@ def test_a_worker_that_is_told_to_stop_drains_and_another_takes_its_place(models
 
 
 def test_a_supervisor_that_is_killed_while_its_workers_drain_does_not_cut_them_short(models: Path, tmp_path: Path):
-    with process(models, tmp_path, BNFOLD_WORKERS="2", BNFOLD_DRAIN_DELAY="1.5") as server:
+    with process(models, tmp_path, BNFOLD_WORKERS="2", BNFOLD_DRAIN_DELAY="5") as server:
         children = workers(server)
         server.child.send_signal(signal.SIGTERM)
         until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 503)
