@@ -201,7 +201,7 @@ def main() -> None:
             def finish() -> None:
                 campaign.say()
                 if options.results is not None:
-                    options.results.with_suffix(".slowest").write_bytes(target.slowest_input)
+                    (options.found / "slowest").write_bytes(target.slowest_input)
                     text = json.dumps({"command": " ".join(["python", *sys.argv]), **campaign.result(guided)}, indent=2)
                     options.results.write_text(text + "\n")
                 sys.stderr.flush()
