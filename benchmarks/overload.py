@@ -262,9 +262,11 @@ def main() -> int:
         document = run_client(arguments)
     else:
         document = {
-            "machine": describe(None, ()), "load": "the client shares the cores, and so did other programs where load_average is above 4",
+            "machine": describe(None, ()),
+            "load": "the client shares the cores, as did other programs where load_average is above 4",
             "load_average": round(os.getloadavg()[1], 1),
-            "command": f"overload.py --seconds {arguments.seconds:g} --times {arguments.times:g}", "n": 1,
+            "command": f"overload.py --seconds {arguments.seconds:g} --times {arguments.times:g}",
+            "n": 1,
             **measure(arguments),
         }  # fmt: skip
     text = json.dumps(document, indent=1) + "\n"
