@@ -109,6 +109,7 @@ class Express(Connection):
             or self.transport.is_closing()
             or self.parser.get_method() != b"POST"
             or self.parser.get_http_version() != "1.1"
+            or self._hosts != 1
             or self.parser.should_upgrade()
         ):
             return None
@@ -332,7 +333,7 @@ class Course:
             status, message, headers, reason = status_of(problem), str(problem), fault_headers(problem), problem.reason
         else:
             _logger.error(
-                "POST %s failed in an unforeseen way", self.target, exc_info=problem,
+                "POST %s failed in an unforeseen way", self.target.path, exc_info=problem,
                 extra={"request_id": self.request_id.decode()},
             )  # fmt: skip
             status, message, headers, reason = 500, _WRONG, [], "internal"

@@ -32,6 +32,12 @@ class Target:
     model: str
     version: str | None
 
+    @property
+    def path(self) -> str:
+        """The path."""
+        version = "" if self.version is None else f"/versions/{self.version}"
+        return f"{_PREFIX}{self.model}{version}{_SUFFIX}"
+
 
 @dataclass(frozen=True)
 class Answer:
