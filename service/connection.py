@@ -39,6 +39,7 @@ class Connection(HttpToolsProtocol):
     _write_timer: asyncio.Handle | None = None
     _unsent = 0
     _before = 0
+    _hosts = 0  # Host headers of the request
     _silent = 0  # bytes since the parser last came to the end of something
     _excess: tuple[int, str] | None = None  # status and sentence for a head that is too large
     _refusal: tuple[int, str] | None = None  # the same, for what follows requests that have no answer yet
@@ -108,6 +109,7 @@ class Connection(HttpToolsProtocol):
         """The first byte of a request. An empty line before it is none: it must not keep a connection open."""
         self._unset_keepalive_if_required()
         self._head_ended = False
+        self._hosts = 0
         super().on_message_begin()
         self._close_in(self.bounds.header_timeout)
 
@@ -122,7 +124,9 @@ class Connection(HttpToolsProtocol):
                 self._exceed(431, f"the request has more than {MOST_HEADERS} trailers; send fewer")
             return
         name = name.lower()
-        if name == b"expect" and value.lower() == b"100-continue":
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
         self.headers.append((name, value))
 
@@ -143,6 +147,8 @@ class Connection(HttpToolsProtocol):
             self._exceed(431, f"the request has more than {MOST_HEADERS} headers; send fewer")
         if self.parser.get_http_version() not in _VERSIONS:
             self._exceed(505, "the request is in another version of HTTP; send HTTP/1.1")
+        if self._hosts != 1 and (self._hosts or self.parser.get_http_version() == "1.1"):  # RFC 9112, 3.2
+            self._exceed(400, f"the request has {self._hosts} Host headers; send one")
 
     def _end_head(self) -> None:
         self._silent = self._trailers = 0
