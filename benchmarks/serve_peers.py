@@ -88,7 +88,7 @@ def _measure(options: argparse.Namespace) -> None:
         found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
         found.setdefault("networks", {})[network] = table.summarise(rounds) | about
         found["machine"] = describe(plan.environments, servers)
-        found["load"] = {"seconds": plan.seconds, "rate": plan.rate, "rounds": options.rounds}
+        found["load"] = {"seconds": plan.seconds, "rate": plan.rate}
         options.results.parent.mkdir(exist_ok=True)
         options.results.write_text(table.as_json(found))
 
