@@ -334,7 +334,9 @@ GOOD, BAD = infer(json_body("digits")), infer(b"{")
 
 @pytest.mark.parametrize("query", ["", "?way=long"])
 @pytest.mark.parametrize(
-    "rest", [b"garbage\r\n\r\n", b"\x16\x03\x01" * 9, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n"]
+    "rest",
+    [b"garbage\r\n\r\n", b"\x16\x03\x01" * 9, b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 200 + b"\r\n"],
+    ids=["words", "TLS", "headers"],
 )
 def test_what_cannot_be_read_is_refused_after_the_answers_to_what_came_before(here: Running, query: str, rest: bytes):
     whole = Call("/v2/models/digits/infer", json_body("digits", id="whole")).write(query)
