@@ -61,7 +61,7 @@ class Keeper:
         self._locks: dict[str, asyncio.Lock] = {}
         self._loading: set[str] = set()
         self._leaving: dict[Engine, asyncio.Task[None]] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
         self._proofs: list[Future[Entry]] = []
         self._stopped = False
         # One thread proves, so that a load takes one core and no more; the other waits for the disk.
@@ -99,11 +99,15 @@ class Keeper:
     async def load(self, name: str, policy: str = "") -> None:
         """Prove a model again, as it is on disk now, and serve it; returns when this process does.
 
+        It is done to its end also when the caller is cancelled, as a gRPC client's deadline does.
         policy: its own version policy from now on, "" for the server's. Raises UnknownModel, LoadFailed (a version that
         the policy asks for was refused; what was served keeps being served, or an older version takes its place),
         Unsaved (nothing changed), Busy (stopping).
         """
         await self._check(name)
+        await asyncio.shield(self._spawn(self._load(name, policy)))
+
+    async def _load(self, name: str, policy: str) -> None:
         async with self._lock(name):
             before = self._repository.entries.get(name)
             entry = await self._renew(name, self._policy(policy), fresh=True)
@@ -124,14 +128,18 @@ class Keeper:
     async def unload(self, name: str) -> None:
         """Take a model out of service; returns when no request holds it any more, or after `request_timeout`.
 
+        It is done also when the caller is cancelled.
         Raises UnknownModel, Unsaved (nothing changed), Busy (stopping).
         """
         await self._check(name)
-        async with self._lock(name):
-            await self._write(name, "unload")
-            leaving = self._unload(name)
+        leaving = await asyncio.shield(self._spawn(self._write_and_unload(name)))
         if leaving:
             await asyncio.wait(leaving, timeout=self._shop.settings.request_timeout)
+
+    async def _write_and_unload(self, name: str) -> list[asyncio.Task[None]]:
+        async with self._lock(name):
+            await self._write(name, "unload")
+            return self._unload(name)
 
     async def index(self, *, ready: bool) -> list[dict[str, Any]]:
         """The repository index; see `list_index`."""
@@ -184,6 +192,8 @@ class Keeper:
                 return
             try:
                 self._place(await self._renew(name, self._policy(wish.policy), fresh=True))
+            except Busy as stopping:
+                _logger.info("model %s is left as it is: %s", name, stopping)
             except Exception:
                 _logger.exception("model %s could not be loaded; what is served of it stays", name)
 
@@ -301,10 +311,11 @@ class Keeper:
     async def _call(self, pool: Executor, function: Callable[[], _T]) -> _T:
         return await asyncio.get_running_loop().run_in_executor(pool, function)
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _every(self, seconds: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Do a step for ever; what goes wrong is said once, until something else does."""
@@ -318,5 +329,8 @@ class Keeper:
                 if str(problem) != said:
                     _logger.error("%s; what is served stays", problem)
                 said = str(problem)
+            except Busy as stopping:  # in the midst of a load
+                _logger.info("the repository is looked at no more: %s", stopping)
+                return
             except Exception:
                 _logger.exception("the repository could not be looked at")
