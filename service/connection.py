@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 
 import httptools
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from service.answers import RETRY_AFTER, error_body
@@ -39,6 +40,7 @@ class Connection(HttpToolsProtocol):
     _write_timer: asyncio.Handle | None = None
     _unsent = 0
     _before = 0
+    _at_work: RequestResponseCycle | None = None  # whose task runs: with pipelined requests that is not the newest
     _hosts = 0  # Host headers of the request
     _silent = 0  # bytes since the parser last came to the end of something
     _excess: tuple[int, str] | None = None  # status and sentence for a head that is too large
@@ -64,6 +66,14 @@ class Connection(HttpToolsProtocol):
             self.bounds.turned_away -= 1
             return
         super().connection_lost(exc)
+        cycle = self._at_work
+        if cycle is not None and not cycle.response_complete:  # uvicorn tells the newest alone
+            cycle.disconnected = True
+            cycle.message_event.set()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        self._at_work = cycle
+        super()._start_asgi_task(cycle, app)
 
     def data_received(self, data: bytes) -> None:
         """What has arrived: several requests, or a piece of one."""

@@ -10,6 +10,7 @@ import gzip
 import json
 import logging
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -402,6 +403,20 @@ def test_a_client_that_leaves_at_any_stage_leaves_nothing_behind(here: Running, 
             with Client(here) as client:
                 client.send(call[:cut])
     until(lambda: is_free(here))
+
+
+@pytest.mark.parametrize("query", ["", "?way=long"])
+def test_a_client_that_resets_amid_pipelined_requests_is_no_error_of_the_server(
+    here: Running, caplog: pytest.LogCaptureFixture, query: str
+):
+    data = Call("/v2/models/digits/infer", json_body("digits")).write(query) * 5
+    for wait in range(100):
+        with Client(here) as client:
+            client.stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            client.send(data)
+            time.sleep(wait * 5e-5)
+    until(lambda: is_free(here))
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 def test_requests_that_fail_at_once_on_a_connection_that_closes_are_given_back_once(repository: Path):
