@@ -44,7 +44,7 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
         openapi_extra=LOAD_BODY, **_ADMIN,
     )  # fmt: skip
     async def load(request: Request, model: str) -> Response:
-        hub.keys.check(request.scope["headers"], "admin")
+        hub.check_key(request.scope["headers"], "admin")
         policy = read_policy(_parameters(await _read(hub, request)))
         await hub.keeper.load(model, policy)
         return _json({})
@@ -54,7 +54,7 @@ def add_admin(router: APIRouter, hub: Hub) -> None:
         openapi_extra=UNLOAD_BODY, **_ADMIN,
     )  # fmt: skip
     async def unload(request: Request, model: str) -> Response:
-        hub.keys.check(request.scope["headers"], "admin")
+        hub.check_key(request.scope["headers"], "admin")
         check_unload(_parameters(await _read(hub, request)))
         await hub.keeper.unload(model)
         return _json({})

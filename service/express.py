@@ -31,7 +31,7 @@ _logger = logging.getLogger(__name__)
 
 _SMALL = 64 * 2**10  # bytes of a body: beyond it uvicorn stops reading until the application asks for more
 _SOON = 1.0  # seconds for such a body after its head; then its sender is watched on the way through ASGI
-_MOST_TARGETS = 1024
+_MOST_TARGETS, _LONGEST_TARGET = 1024, 512  # addresses that are kept, and the bytes of each
 _ONCE = frozenset((HEADER_LENGTH, b"content-encoding", b"accept-encoding"))
 _WRONG = "the server failed on this request; its log says why"
 
@@ -127,9 +127,10 @@ class Express(Connection):
         if b"?" in url or b"#" in url or not url.startswith(b"/") or not url.isascii():
             return None
         target = find_target(unquote(url.decode("ascii")))
-        if len(self.targets) >= _MOST_TARGETS:  # strangers choose the addresses
-            self.targets.clear()
-        self.targets[url] = target
+        if len(url) <= _LONGEST_TARGET:
+            if len(self.targets) >= _MOST_TARGETS:  # strangers choose the addresses
+                self.targets.clear()
+            self.targets[url] = target
         return target
 
     def _go_long(self) -> None:

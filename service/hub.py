@@ -14,8 +14,8 @@ from service.backlog import Outputs
 from service.batcher import Batcher
 from service.body import Budget
 from service.engine import Engine
-from service.errors import Busy, Disconnected, Fault
-from service.keys import Keys
+from service.errors import Busy, Disconnected, Fault, Forbidden, Unauthorized
+from service.keys import Keys, RawHeaders, Role
 from service.lifecycle import Lifecycle
 from service.metrics import Metrics
 from service.peers import Peers
@@ -51,6 +51,14 @@ class Hub:
         """Raise Busy once the server takes no further request."""
         if self.lifecycle.closed:
             raise Busy("the server is stopping; try again elsewhere")
+
+    def check_key(self, headers: RawHeaders, role: Role) -> None:
+        """As `Keys.check`; whoever is refused is counted, so that somebody who tries keys is seen."""
+        try:
+            self.keys.check(headers, role)
+        except (Unauthorized, Forbidden) as fault:
+            self.metrics.count_stray(fault.reason)
+            raise
 
     @contextmanager
     def counting(self) -> Iterator[Count]:

@@ -88,7 +88,7 @@ class Service:
         """Check the key that a method needs, which comes in the metadata. Raises Unauthorized, Forbidden."""
         if name in _OPEN:
             return
-        self._hub.keys.check(raw_headers(context), "admin" if name in _ADMIN else "infer")
+        self._hub.check_key(raw_headers(context), "admin" if name in _ADMIN else "infer")
 
     # --------------------------------------------------------------------------------------------------- inference
 
@@ -96,7 +96,7 @@ class Service:
         headers = raw_headers(context)
         try:
             with watched(self._hub, _INFER_PATH, headers) as request_id:
-                self._hub.keys.check(headers, "infer")
+                self._hub.check_key(headers, "infer")
                 engine, response = await infer(self._hub, body, context.time_remaining())
         except Exception as problem:
             return await _abort(context, problem, "ModelInfer")

@@ -70,7 +70,7 @@ class Stream:
     async def _respond(self, body: bytes, lease: Any) -> Any:
         identity = ""
         try:
-            self._hub.keys.check(self._headers, "infer")  # a stream may outlive the key that it was opened with
+            self._hub.check_key(self._headers, "infer")  # a stream may outlive the key that it was opened with
             lease.take(len(body))
             message = parse_message(body, pb.ModelInferRequest)
             identity = message.id

@@ -154,6 +154,30 @@ def test_wrong_keys_are_counted(caller: httpx.Client):
     assert count() == before + 1
 
 
+def test_keys_that_are_tried_are_counted_whatever_they_are_tried_for(files: tuple[Path, Path], digits_only: Path):
+    grpc = pytest.importorskip("tritonclient.grpc")
+    both = {"api_key_file": files[0], "admin_key_file": files[1]}
+    for settings, role in ((both, "forbidden"), ({"admin_key_file": files[1]}, "unauthorized")):
+        with running(
+            Settings(repository=digits_only, device="cpu", port=0, grpc_port=0, threads=1, **settings)
+        ) as server:
+
+            def count(reason: str, server: Running = server) -> float:
+                labels = {"model": "", "version": "", "reason": reason}
+                name = "bnfold_inference_request_failure_total"
+                return server.hub.metrics.registry.get_sample_value(name, labels) or 0.0
+
+            key = INFER if role == "forbidden" else WRONG
+            path = f"{server.url}/v2/repository/models/digits/load"
+            assert httpx.post(path, headers=bearer(key)).status_code in (401, 403)
+            assert count(role) == 1
+            with grpc.InferenceServerClient(f"127.0.0.1:{server.app.state.grpc_port}") as client:
+                for tried in (INFER, WRONG):
+                    with pytest.raises(grpc.InferenceServerException):
+                        client.load_model("digits", headers={"authorization": f"Bearer {tried}"})
+            assert count("unauthorized") + count("forbidden") == 3
+
+
 def test_admin_is_off_without_its_file_and_inference_is_open(digits_only: Path):
     with running(Settings(repository=digits_only, device="cpu", port=0, threads=1)) as server:
         answer = httpx.post(f"{server.url}/v2/repository/models/digits/unload", headers=bearer(ADMIN))

@@ -380,6 +380,19 @@ def test_pipelined_requests_are_answered_in_order_whichever_way_each_takes(here:
     assert identities == [str(rows) for rows in range(1, 9)]
 
 
+def test_addresses_that_strangers_make_up_do_not_fill_the_memory(here: Running):
+    with Client(here) as client:
+        for number in range(1200):
+            client.send(Call(f"/v2/models/{number}{'x' * (number % 2 * 4000)}/infer", b"").write())
+            answer = client.read()
+            assert answer is not None
+            assert answer[0] == 404
+        connection = next(each for each in state_of(here).connections if each.client == client.stream.getsockname())
+        kept = connection.targets
+    assert 0 < len(kept) <= 1024
+    assert sum(map(len, kept)) < 2**20
+
+
 # --------------------------------------------------------------------------- nothing is kept of what has ended
 
 
