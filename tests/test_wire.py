@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from bnfold.bundle import TensorSpec
 from bnfold.datatypes import DATATYPES
 from bnfold.errors import DataError
-from bnfold.wire import HEADER_LENGTH, read_numbers, read_response, write_request
 from bnfold.remote import Reply
+from bnfold.wire import HEADER_LENGTH, read_numbers, read_response, write_request
 
 FLOATS = ("float16", "float32", "float64")
 
