@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Coroutine
 from typing import Any
 from urllib.parse import unquote
 
@@ -23,7 +24,7 @@ from service.compression import choose_coding
 from service.connection import LONGEST_URL, MOST_HEADERS, Connection
 from service.errors import Fault
 from service.hub import Count, Hub
-from service.infer import ACCEPTED, HEADER_LENGTH, Answer, Target, compose, compose_now, find_target
+from service.infer import ACCEPTED, HEADER_LENGTH, Answer, Target, compose, compose_now, find_target, pack
 from service.rest import parse_header_length, parse_request
 from service.watch import ID_HEADER, identify
 
@@ -283,14 +284,15 @@ class Course:
         engine = self.count.engine
         if engine is None:  # never: it was found before the ticket was made
             return
+        hub = self.connection.hub
+        accepted = self.accepted if hub.settings.compress_answers else None
         try:
             if self.request.ranks:
-                self._finish_later(answer)
+                self._finish_later(compose(hub, engine, self.request, answer, accepted))
                 return
             composed = compose_now(engine, self.request, answer)
-            packs = self.connection.hub.settings.compress_answers and self.accepted is not None
-            if packs and choose_coding(self.accepted, len(composed.body)) is not None:
-                self._finish_later(answer)
+            if accepted is not None and choose_coding(accepted, len(composed.body)) is not None:
+                self._finish_later(pack(hub, composed, accepted))
                 return
         except Exception as problem:
             self._fail(problem)
@@ -307,18 +309,15 @@ class Course:
             self.count.fail("client_gone")
             self._release()
 
-    def _finish_later(self, outputs: Outputs) -> None:
+    def _finish_later(self, work: Coroutine[Any, Any, Answer]) -> None:
         """Classify or compress, which may be work for another thread."""
-        task = self.connection.loop.create_task(self._compose(outputs))
+        task = self.connection.loop.create_task(self._finish_after(work))
         self.connection.tasks.add(task)
         task.add_done_callback(self.connection.tasks.discard)
 
-    async def _compose(self, outputs: Outputs) -> None:
-        engine = self.count.engine
-        if engine is None:
-            return
+    async def _finish_after(self, work: Coroutine[Any, Any, Answer]) -> None:
         try:
-            composed = await compose(self.connection.hub, engine, self.request, outputs, self.accepted)
+            composed = await work
         except Exception as problem:
             self._fail(problem)
         else:

@@ -84,6 +84,11 @@ async def compose(hub: Hub, engine: Engine, request: InferRequest, outputs: Outp
         answer = await asyncio.get_running_loop().run_in_executor(hub.pool, compose_now, engine, request, outputs)
     else:
         answer = compose_now(engine, request, outputs)
+    return await pack(hub, answer, accepted)
+
+
+async def pack(hub: Hub, answer: Answer, accepted: bytes | None) -> Answer:
+    """The response compressed as Accept-Encoding says, or as it is."""
     coding = choose_coding(accepted, len(answer.body))
     packed = None if coding is None else await encode(answer.body, coding, hub.pool)
     if coding is None or packed is None:

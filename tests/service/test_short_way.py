@@ -298,6 +298,21 @@ def test_both_ways_give_the_same_answers_counts_and_log(here: Running, begun: li
     assert all(engine.in_flight == 0 for engine in here.hub.repository.engines)
 
 
+@pytest.mark.parametrize("compress", [True, False])
+@pytest.mark.parametrize("ranks", [True, False])
+def test_an_answer_is_compressed_where_the_server_may(digits_only: Path, compress: bool, ranks: bool):
+    more = {"outputs": [{"name": "logits", "parameters": {"classification": 3}}]} if ranks else {}
+    accept = (("Accept-Encoding", "gzip, identity;q=0"),)
+    call = Call("/v2/models/digits/infer", json_body("digits", 20, **more), accept)
+    with running(
+        Settings(repository=digits_only, device="cpu", port=0, threads=1, compress_answers=compress)
+    ) as server:
+        short, long = observe(server, call, ""), observe(server, call, "?way=long")
+    assert differences(short, long) == []
+    assert short.answers[0] is not None
+    assert (("content-encoding", "gzip") in short.answers[0][1]) == compress
+
+
 def test_the_comparison_sees_another_answer_count_or_line_of_the_log(here: Running):
     call = Call("/v2/models/digits/infer", json_body("digits"))
     seen = observe(here, call, "")
