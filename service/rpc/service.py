@@ -7,7 +7,7 @@ service is that of gRPC itself, which probes ask.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any, NoReturn, cast
 
 import grpc
@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from service.admin import check_unload, read_policy
-from service.errors import Fault, UnknownModel, Unsupported
+from service.errors import BadRequest, Fault, UnknownModel, Unsupported
 from service.extensions import find_config, gather_statistics, refuse_logging, refuse_memory, refuse_tracing
 from service.hub import Hub
 from service.metadata import describe_model, describe_server
@@ -30,6 +30,7 @@ from service.rpc.watching import ID_KEY, raw_headers, watched
 
 Context = Any  # of grpc.aio, which ships no types
 Document = dict[str, Any]
+Messages = AsyncIterator[bytes]
 Method = Callable[[Any], Awaitable[Document]]
 
 _SERVICE = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"]
@@ -61,28 +62,33 @@ class Service:
     def handlers(self) -> Iterable[grpc.GenericRpcHandler]:
         """What a gRPC server is to be given."""
         methods = {method.name: self._unary(method) for method in _SERVICE.methods}
-        methods["ModelInfer"] = grpc.unary_unary_rpc_method_handler(self._infer, response_serializer=_to_bytes)
+        methods["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer, response_serializer=_to_bytes)
         methods[stream.NAME] = grpc.stream_stream_rpc_method_handler(self._stream, response_serializer=_to_bytes)
         yield grpc.method_handlers_generic_handler(_SERVICE.full_name, methods)
         check = grpc.unary_unary_rpc_method_handler(self._check, response_serializer=_to_bytes)
         yield grpc.method_handlers_generic_handler(_HEALTH.full_name, {"Check": check})
 
     def _unary(self, described: Any) -> Any:
-        """A handler that parses, answers and tells faults apart. It gets bytes, so that a key is asked for first."""
+        """A handler that parses, answers and tells faults apart.
+
+        It is one for streams, which looks the same from outside: so a key is asked for before the message is taken from
+        the connection, and flow control keeps what a stranger sends out of memory.
+        """
         name, method = described.name, self._methods.get(described.name)
         request, response = GetMessageClass(described.input_type), GetMessageClass(described.output_type)
 
-        async def handle(body: bytes, context: Context) -> Message:
+        async def handle(messages: Messages, context: Context) -> Message:
             try:
                 self._admit(name, context)
                 if method is None:
                     raise _refusal(name)
+                body = b"" if name in _OPEN else await _only(messages)
                 found = await method(parse_message(body, request))
                 return ParseDict(found, response())
             except Exception as problem:
                 return await _abort(context, problem, name)
 
-        return grpc.unary_unary_rpc_method_handler(handle, response_serializer=_to_bytes)
+        return grpc.stream_unary_rpc_method_handler(handle, response_serializer=_to_bytes)
 
     def _admit(self, name: str, context: Context) -> None:
         """Check the key that a method needs, which comes in the metadata. Raises Unauthorized, Forbidden."""
@@ -92,12 +98,12 @@ class Service:
 
     # --------------------------------------------------------------------------------------------------- inference
 
-    async def _infer(self, body: bytes, context: Context) -> Message:
+    async def _infer(self, messages: Messages, context: Context) -> Message:
         headers = raw_headers(context)
         try:
             with watched(self._hub, _INFER_PATH, headers) as request_id:
                 self._hub.check_key(headers, "infer")
-                engine, response = await infer(self._hub, body, context.time_remaining())
+                engine, response = await infer(self._hub, await _only(messages), context.time_remaining())
         except Exception as problem:
             return await _abort(context, problem, "ModelInfer")
         proof = [(name.decode("ascii"), value.decode("ascii")) for name, value in engine.headers]
@@ -172,6 +178,13 @@ class Service:
         check_unload(parameters)
         await self._hub.keeper.unload(message.model_name)
         return {}
+
+
+async def _only(messages: Messages) -> bytes:
+    """The message of a call that has one. Raises BadRequest for none."""
+    async for message in messages:
+        return message
+    raise BadRequest("the call ended without a message; expected one")
 
 
 def _to_bytes(message: Message) -> bytes:
