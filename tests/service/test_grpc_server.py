@@ -16,7 +16,7 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_messages import INVALID, NOT_FOUND, SERVICE, channel, message, pending, refusal, slow
+from grpc_messages import INVALID, NOT_FOUND, SERVICE, channel, message, outcome, pending, refusal, slow
 from service_clients import Doors, both_doors
 from service_runs import ROOT, until
 from tritonclient.grpc import service_pb2 as pb
@@ -69,6 +69,30 @@ def test_keys_come_in_the_metadata(digits_only: Path, tmp_path: Path):
             assert len(list(stub.ModelStreamInfer(iter([message()]), metadata=metadata))) == 1
             load = pb.RepositoryModelLoadRequest(model_name="digits")
             assert refusal(stub.RepositoryModelLoad, load, metadata=metadata)[0] is grpc.StatusCode.PERMISSION_DENIED
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is read from /proc")
+def test_a_message_without_a_key_is_not_taken_into_memory(digits_only: Path, tmp_path: Path):
+    keys = tmp_path / "keys"
+    keys.write_text("a-key-for-inference\n")
+    keys.chmod(0o600)
+    size, calls = 30 * 2**20, 8
+
+    def most(child: Any) -> int:
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+    with both_doors(digits_only, tmp_path, BNFOLD_API_KEY_FILE=str(keys)) as doors, channel(doors) as opened:
+        infer = service_pb2_grpc.GRPCInferenceServiceStub(opened).ModelInfer
+        known = (("x-api-key", "a-key-for-inference"),)
+        assert infer(message(), metadata=known).outputs
+        before = most(doors.child.child)
+        futures = [infer.future(message([bytes(size)])) for _ in range(calls)]
+        assert {future.exception().code() for future in futures} == {grpc.StatusCode.UNAUTHENTICATED}
+        unknown = most(doors.child.child) - before
+        assert outcome(infer, message([bytes(size)]), metadata=known) is INVALID
+        taken = most(doors.child.child) - before
+    assert unknown < size < taken
 
 
 def test_sigterm_finishes_what_was_accepted_and_ends_streams(digits_only: Path, tmp_path: Path):
