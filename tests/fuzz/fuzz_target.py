@@ -116,13 +116,13 @@ class Target:
         name, _, message = data[len(GRPC) :].partition(b"\n")
         path = f"/inference.GRPCInferenceService/{name.decode('latin-1')}"
         handler = next((found for each in self._handlers if (found := each.service(_Details(path)))), None)
-        if handler is None or handler.unary_unary is None or len(message) > MOST_BYTES:
+        if handler is None or handler.stream_unary is None or len(message) > MOST_BYTES:
             self.statuses["gRPC none"] += 1
             return
         context = _Context()
         code = grpc.StatusCode.OK
         try:
-            handler.response_serializer(await handler.unary_unary(message, context))
+            handler.response_serializer(await handler.stream_unary(_once(message), context))
         except _Aborted as problem:
             (code, sentence) = problem.args
             if code.name in _BROKEN or not sentence or "Traceback" in sentence:
@@ -169,6 +169,10 @@ class Wire(asyncio.Transport):
 
     def set_protocol(self, protocol: Any) -> None:
         del protocol
+
+
+async def _once(message: bytes) -> AsyncIterator[bytes]:
+    yield message
 
 
 class _Details:
