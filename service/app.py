@@ -93,6 +93,7 @@ def build_hub(settings: Settings, crew: Crew | None = None) -> Hub:
         max_batch_rows=settings.max_batch_rows,
         max_queue_rows=settings.max_queue_rows,
         max_delay=settings.max_delay,
+        max_inline=0.0 if repository.device == "cuda" else settings.max_inline,
     )
     shop = Workshop(settings, repository.device, metrics)
     return Hub(

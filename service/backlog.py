@@ -108,8 +108,8 @@ class Backlog:
     """
 
     __slots__ = (
-        "_error", "_level_rows", "_levels", "_passed", "_rows_run", "_seconds_run", "_spread", "pace", "rows",
-        "tickets", "turn",
+        "_error", "_level_rows", "_levels", "_measured", "_passed", "_rows_run", "_seconds_run", "_spread", "pace",
+        "rows", "tickets", "turn",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -120,6 +120,7 @@ class Backlog:
         self._spread = 0.0
         self._rows_run = 0.0
         self._seconds_run = 0.0
+        self._measured: Any = None  # the shapes of the newest measure
         self.rows = 0
         self.tickets = 0
         self.pace = 0.0
@@ -179,11 +180,26 @@ class Backlog:
             lanes.move_to_end(shapes)
         return batch, late
 
-    def measure(self, rows: int, seconds: float) -> None:
-        """A batch of so many rows took so long."""
+    def measure(self, rows: int, seconds: float, shapes: Any) -> None:
+        """A batch of so many rows of these shapes took so long."""
+        self._measured = shapes
         self._rows_run = _KEPT * self._rows_run + rows
         self._seconds_run = _KEPT * self._seconds_run + seconds
         self.pace = self._seconds_run / self._rows_run
+
+    def short_rows(self, seconds: float) -> int:
+        """How many of the rows that wait next are known to take no longer than this; 0 when that is not known.
+
+        It is known of the shapes that were measured last alone: a larger picture may take a thousand times as long.
+        """
+        levels, shapes = self._levels, self._measured
+        if shapes is None or not self.pace or len(levels) != 1:
+            return 0
+        lanes = next(iter(levels.values()))
+        if len(lanes) != 1 or shapes not in lanes:
+            return 0
+        rows = int(seconds / self.pace)
+        return rows if next(iter(lanes[shapes])).rows <= rows else 0
 
     def learn(self, expected: float, seconds: float) -> None:
         """An answer that was expected after so long took so long: the mean of the ratio, and its mean deviation."""

@@ -1,45 +1,60 @@
 """The workers in front of the runtime: what waits is run together, and each caller gets its own rows back.
 
 A worker takes what waits for one model and one shape, up to `max_batch_rows`, and waits for more only when `max_delay`
-says so. Models take turns by the seconds of runtime that they have had (start-time fair queueing, Goyal et al. 1996),
-so that a greedy one cannot starve another. The queue is bounded in rows, and a request that could not be answered
-before its deadline is refused at once. One that is cancelled or out of time never reaches the runtime.
+says so. A batch that is known to be short runs on the event loop itself: two threads that hand a small network's
+tensors to and fro spend as much time on the interpreter's lock as in the network. Models take turns by the seconds of
+runtime that they have had (start-time fair queueing, Goyal et al. 1996), so that a greedy one cannot starve another.
+The queue is bounded in rows, and a request that could not be answered before its deadline is refused at once. One that
+is cancelled or out of time never reaches the runtime.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from queue import SimpleQueue
 
+from service.admission import Admission, learn
 from service.backlog import DEFAULT_PRIORITY, PRIORITIES, Array, Backlog, Model, OnAnswer, Outputs, Ticket
 from service.batches import Run, run_together
+from service.deadlines import Deadlines
 from service.errors import Busy, Disconnected, Expired
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 10.0  # seconds that stop() gives a worker that is still inside the runtime
-_FAR = 4.0  # times an expectation, beyond which a deadline is no concern
-_SWEEP = 5e-6  # seconds a request between two looks for deadlines, so that looking stays a small part of the work
 
 Answers = Sequence[Outputs | Exception]
 
 
 class Batcher:
-    """Worker threads behind a bounded queue. start, infer, submit, cancel and stop belong to one event loop."""
+    """Worker threads behind a bounded queue. start, infer, submit, cancel and stop belong to one event loop.
 
-    def __init__(self, *, workers: int, max_batch_rows: int, max_queue_rows: int, max_delay: float = 0.0) -> None:
+    max_inline: seconds of a batch up to which it runs on that loop; 0 for never.
+    """
+
+    def __init__(
+        self,
+        *,
+        workers: int,
+        max_batch_rows: int,
+        max_queue_rows: int,
+        max_delay: float = 0.0,
+        max_inline: float = 0.0,
+    ) -> None:
         self._workers = workers
         self._max_batch_rows = max_batch_rows
-        self._max_queue_rows = max_queue_rows
+        self._admission = Admission(workers, max_batch_rows, max_queue_rows)
         self._max_delay = max_delay
+        self._max_inline = max_inline
         self._lock = threading.Lock()
-        # Models whose batch may be run now. While there is one and a worker sleeps, a token is on its way to it.
+        # Models whose batch may be run now. While there is one, a worker is awake or a token is on its way to it, or
+        # the loop will look at it in its next turn.
         self._ripe: dict[Backlog, None] = {}
+        self._turn_due = False
         self._held: dict[Backlog, asyncio.TimerHandle] = {}
         self._idle = 0
         self._tokens: SimpleQueue[None] = SimpleQueue()  # a worker sleeps in C until there is one
@@ -48,9 +63,7 @@ class Batcher:
         self._threads: list[threading.Thread] = []
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = False
-        self._open: dict[Ticket, None] = {}  # on the loop alone: all that have no answer yet
-        self._sweeper: asyncio.TimerHandle | None = None
-        self._sweep_at = math.inf
+        self._deadlines = Deadlines(self._expire)
 
     def start(self) -> None:
         """Start the workers; answers are delivered on the running loop."""
@@ -70,8 +83,7 @@ class Batcher:
         for _ in range(sleeping):
             self._tokens.put(None)
         await asyncio.to_thread(self._join)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
+        self._deadlines.close()
 
     @staticmethod
     def waiting_rows(model: Model) -> int:
@@ -102,7 +114,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Outputs] = loop.create_future()
         ticket = self.submit(model, inputs, rows, timeout, priority, partial(_settle, future))
-        # A ticket that a free worker takes at once is not worth a task that waits for the client to leave.
+        # A ticket that is taken at once is not worth a task that waits for the client to leave.
         watch = None if gone is None or ticket.immediate else loop.create_task(self._watch(ticket, gone))
         try:
             return await future, ticket.started - ticket.queued
@@ -136,77 +148,29 @@ class Batcher:
         backlog = model.backlog
         with self._lock:
             if backlog.tickets:
-                self._admit(ticket, backlog)
+                self._admission.check(ticket, backlog, self._ripe, self._running)
             backlog.add(ticket)
             if backlog not in self._ripe:
                 if self._max_delay and model.batchable and backlog.rows < self._max_batch_rows:
                     self._hold(backlog, loop)
                 else:
                     self._ripen(backlog)
-            ticket.immediate = self._wake()
-        self._open[ticket] = None
-        if ticket.deadline < self._sweep_at:
-            self._sweep_in(timeout, ticket.deadline, loop)
+            ticket.immediate = self._call(backlog, loop)
+        self._deadlines.add(ticket, loop)
         return ticket
 
     def cancel(self, ticket: Ticket) -> None:
         """Take a ticket out of the queue if it is still there; its answer is not wanted any more."""
         if not ticket.done:
             ticket.done = True
-            del self._open[ticket]
+            self._deadlines.remove(ticket)
             self._leave(ticket)
 
-    # ------------------------------------------------------------------------------------------ admission, deadlines
+    # -------------------------------------------------------------------------------------------- answers, deadlines
 
-    def _admit(self, ticket: Ticket, backlog: Backlog) -> None:
-        """Raise Busy rather than let a request wait that finds the queue full or would be answered too late.
-
-        Only asked when something waits already, so that a measure that is wrong is always measured anew.
-        """
-        if backlog.rows + ticket.rows > self._max_queue_rows:
-            excess = backlog.rows + ticket.rows - self._max_queue_rows
-            raise Busy(
-                f"{backlog.rows} rows wait for model {ticket.model.label} already; try again",
-                _whole_seconds(backlog.cost(excess) / self._workers),
-            )
-        if not backlog.pace:
-            return
-        ticket.expected = self._expect(ticket, backlog)
-        expected = backlog.margin * ticket.expected
-        if expected > ticket.timeout:
-            raise Busy(
-                f"an answer from model {ticket.model.label} is to be expected in {expected:.3g} s, and the request "
-                f"allows {ticket.timeout:.3g} s; try again later, or allow more time",
-                _whole_seconds(expected - ticket.timeout),
-            )
-
-    def _expect(self, ticket: Ticket, backlog: Backlog) -> float:
-        """The seconds until a new ticket would be answered: those before it, its share beside other models, itself."""
-        before = backlog.rows_before(ticket.level)
-        own = backlog.cost(before)
-        batch = backlog.cost(max(ticket.rows, min(self._max_batch_rows, before + ticket.rows)))
-        others = 0.0
-        if len(self._ripe) > 1:
-            others = sum(min(own + batch, other.cost(other.rows)) for other in self._ripe if other is not backlog)
-        return (self._running + own + others) / self._workers + batch
-
-    def _sweep_in(self, seconds: float, at: float, loop: asyncio.AbstractEventLoop) -> None:
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-        self._sweep_at = at
-        self._sweeper = loop.call_later(seconds, self._sweep, loop)
-
-    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Fail every ticket whose time is over. One timer for all: a timer each would cost every request."""
-        now = time.perf_counter()
-        for ticket in [ticket for ticket in self._open if ticket.deadline <= now]:
-            _learn(ticket)
-            self._fail(ticket, _expired(ticket))
-        self._sweep_at, self._sweeper = math.inf, None
-        if self._open:
-            first = min([ticket.deadline for ticket in self._open])
-            first = max(first, now + _SWEEP * len(self._open))
-            self._sweep_in(first - now, first, loop)
+    def _expire(self, ticket: Ticket) -> None:
+        learn(ticket)
+        self._fail(ticket, _expired(ticket))
 
     async def _watch(self, ticket: Ticket, gone: Callable[[], Awaitable[None]]) -> None:
         await gone()
@@ -226,8 +190,8 @@ class Batcher:
         for ticket, answer in zip(batch, answers, strict=True):
             if not ticket.done:
                 ticket.done = True
-                del self._open[ticket]
-                _learn(ticket)
+                self._deadlines.remove(ticket)
+                learn(ticket)
                 _answer(ticket, answer)
 
     def _leave(self, ticket: Ticket) -> None:
@@ -244,12 +208,12 @@ class Batcher:
 
     def _hold(self, backlog: Backlog, loop: asyncio.AbstractEventLoop) -> None:
         if backlog not in self._held:
-            self._held[backlog] = loop.call_later(self._max_delay, self._end_hold, backlog)
+            self._held[backlog] = loop.call_later(self._max_delay, self._end_hold, backlog, loop)
 
-    def _end_hold(self, backlog: Backlog) -> None:
+    def _end_hold(self, backlog: Backlog, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
             self._ripen(backlog)
-            self._wake()
+            self._call(backlog, loop)
 
     def _ripen(self, backlog: Backlog) -> None:
         """Let workers take what waits for a model."""
@@ -260,35 +224,37 @@ class Batcher:
             backlog.turn = max(backlog.turn, self._clock)
             self._ripe[backlog] = None
 
+    def _call(self, backlog: Backlog, loop: asyncio.AbstractEventLoop) -> bool:
+        """Let what waits be run, here or by a worker; whether somebody takes it at once."""
+        if self._max_inline and backlog in self._ripe and backlog.short_rows(self._max_inline):
+            if not self._turn_due:
+                self._turn_due = True
+                loop.call_soon(self._run_short, loop)
+            return True
+        return self._wake()
+
     def _wake(self) -> bool:
         """Wake a worker if there is something for it and one sleeps."""
-        if self._idle and self._ripe:
+        if self._idle and self._needs_worker():
             self._idle -= 1
             self._tokens.put(None)
             return True
         return False
 
-    # ------------------------------------------------------------------------------------- in the workers' threads
+    def _needs_worker(self) -> bool:
+        """Whether there is something that the loop does not run in its next turn."""
+        if not self._turn_due or self._stopped or not self._ripe:
+            return bool(self._ripe)
+        waiting = 0.0
+        for backlog in self._ripe:
+            if not backlog.short_rows(self._max_inline):
+                return True
+            waiting += backlog.cost(backlog.rows)
+        return waiting > self._max_inline
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                batch, late, cost = self._take()
-                if not batch and not late:
-                    if self._stopped and not self._held:
-                        return
-                    self._idle += 1
-            if batch or late:
-                self._run(batch, late, cost)
-            else:
-                self._tokens.get()
-
-    def _take(self) -> tuple[list[Ticket], list[Ticket], float]:
-        """A batch of the model whose turn it is, what was found too late, and the seconds that it is charged with."""
-        if not self._ripe:
-            return [], [], 0.0
-        backlog = next(iter(self._ripe)) if len(self._ripe) == 1 else min(self._ripe, key=_turn)
-        batch, late = backlog.take(self._max_batch_rows, time.perf_counter())
+    def _take(self, backlog: Backlog, most: int) -> tuple[list[Ticket], list[Ticket], float]:
+        """A batch of a model, what was found too late, and the seconds that the model is charged with."""
+        batch, late = backlog.take(min(most, self._max_batch_rows), time.perf_counter())
         if not backlog.tickets:
             del self._ripe[backlog]
         cost = backlog.cost(sum([ticket.rows for ticket in batch]))
@@ -298,7 +264,58 @@ class Batcher:
         self._wake()
         return batch, late, cost
 
-    def _run(self, batch: list[Ticket], late: list[Ticket], cost: float) -> None:
+    # --------------------------------------------------------------------------------------------------- on the loop
+
+    def _run_short(self, loop: asyncio.AbstractEventLoop) -> None:
+        """At the end of a turn of the loop, when all has been read that had arrived: run one short batch."""
+        with self._lock:
+            backlog = self._find_short()
+            if backlog is not None:
+                batch, late, cost = self._take(backlog, backlog.short_rows(self._max_inline))
+        if backlog is not None:
+            answers, runs = self._run(batch, late, cost)
+            self._deliver(batch + late, answers, runs)
+        with self._lock:
+            if self._find_short() is not None:
+                loop.call_soon(self._run_short, loop)
+            else:
+                self._turn_due = False
+                self._wake()
+
+    def _find_short(self) -> Backlog | None:
+        """The model whose turn it is among those that have a short batch."""
+        short = [backlog for backlog in self._ripe if backlog.short_rows(self._max_inline)]
+        return min(short, key=_turn, default=None)
+
+    # ------------------------------------------------------------------------------------- in the workers' threads
+
+    def _work(self) -> None:
+        while True:
+            batch: list[Ticket] = []
+            late: list[Ticket] = []
+            cost = 0.0
+            with self._lock:
+                if self._needs_worker():
+                    backlog = next(iter(self._ripe)) if len(self._ripe) == 1 else min(self._ripe, key=_turn)
+                    batch, late, cost = self._take(backlog, self._max_batch_rows)
+                elif self._stopped and not self._held:
+                    return
+                else:
+                    self._idle += 1
+            if batch or late:
+                self._hand_over(batch + late, *self._run(batch, late, cost))
+            else:
+                self._tokens.get()
+
+    def _hand_over(self, tickets: list[Ticket], answers: Answers, runs: Sequence[Run]) -> None:
+        try:
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._deliver, tickets, answers, runs)
+        except RuntimeError:  # the loop was closed by force: there is nobody left to answer
+            _logger.debug("%d answers came after the end of the loop", len(answers))
+
+    def _run(self, batch: list[Ticket], late: list[Ticket], cost: float) -> tuple[Answers, list[Run]]:
+        """The answers of those that were taken, and how their runs are counted."""
         answers: list[Outputs | Exception] = []
         runs: list[Run] = []
         if batch:
@@ -311,13 +328,8 @@ class Batcher:
                 backlog = batch[0].model.backlog
                 backlog.turn += spent - cost
                 self._running -= cost
-                backlog.measure(sum([ticket.rows for ticket in batch]), spent)
-        answers += [_expired(ticket) for ticket in late]
-        try:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._deliver, batch + late, answers, runs)
-        except RuntimeError:  # the loop was closed by force: there is nobody left to answer
-            _logger.debug("%d answers came after the end of the loop", len(answers))
+                backlog.measure(sum([ticket.rows for ticket in batch]), spent, batch[0].shapes)
+        return answers + [_expired(ticket) for ticket in late], runs
 
     def _join(self) -> None:
         until = time.monotonic() + _PATIENCE
@@ -325,19 +337,8 @@ class Batcher:
             thread.join(max(0.0, until - time.monotonic()))
 
 
-def _learn(ticket: Ticket) -> None:
-    """Compare with what was expected, where that came near the deadline; elsewhere it decides nothing."""
-    if ticket.expected * _FAR > ticket.timeout:
-        ticket.model.backlog.learn(ticket.expected, time.perf_counter() - ticket.queued)
-
-
 def _turn(backlog: Backlog) -> float:
     return backlog.turn
-
-
-def _whole_seconds(seconds: float) -> int:
-    """For Retry-After: whole seconds, at least one."""
-    return max(1, math.ceil(seconds))
 
 
 def _expired(ticket: Ticket) -> Expired:

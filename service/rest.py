@@ -18,7 +18,7 @@ from bnfold.datatypes import BINARY_ONLY
 from service.classification import classify
 from service.errors import BadRequest
 from service.outputs import to_blob
-from service.plans import answer_alike, follow, keep_head, keep_plan
+from service.plans import answer_alike, find_plan, follow, keep_head, keep_plan, plan_key, with_id
 from service.protocol import (
     Entry,
     InferRequest,
@@ -55,8 +55,8 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     if header_length == 0:
         return _raw_request(body, signature, limits)
     if header_length is not None:
-        plan = signature.plans.get(body[:header_length])
-        if plan is not None and plan.size == len(body) - header_length:
+        plan = find_plan(signature, body[:header_length], len(body) - header_length)
+        if plan is not None:
             return follow(plan, body, header_length)
     view = memoryview(body)
     split = len(body) if header_length is None else header_length
@@ -67,6 +67,11 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise BadRequest("the request has an id that is no text; expected text")
+    if header_length is not None:
+        key = plan_key(document, body[:header_length])
+        plan = find_plan(signature, key, len(body) - header_length)
+        if plan is not None:
+            return follow(plan, body, header_length, identity)
     blobs = _Blobs(view[split:], holds_truths=header_length is not None or find_truths(body))
     arrays = read_inputs(_objects(document, "inputs"), signature, blobs.read)
     blobs.check_empty()
@@ -74,8 +79,8 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     entries = _objects(document, "outputs") if document.get("outputs") is not None else ()
     outputs = choose_outputs(entries, signature, binary=binary)
     request = check_request(identity or None, parameters, arrays, outputs, signature, limits)
-    if header_length is not None and not identity and len(blobs.spans) == len(arrays):
-        keep_plan(signature, body[:header_length], request, blobs.spans)
+    if header_length is not None and len(blobs.spans) == len(arrays):
+        keep_plan(signature, key, request, blobs.spans)
     return request
 
 
@@ -96,11 +101,12 @@ def build_response(
             blobs.append(blob)
         entries.append(entry)
     document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": entries}
-    if request.id is not None:
+    if request.id is not None and request.heads is None:
         document["id"] = request.id
     head = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if request.heads is not None:
         keep_head(request, outputs, head)
+        head = with_id(head, request.id)
     return (b"".join([head, *blobs]), len(head)) if blobs else (head, None)
 
 
@@ -183,6 +189,6 @@ def _raw_request(body: bytes, signature: Signature, limits: Limits) -> InferRequ
 
 def _objects(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     items = document.get(key)
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+    if not isinstance(items, list) or not set(map(type, items)) <= {dict}:
         raise BadRequest(f"the request has no list of objects as {key!r}; expected one")
     return items

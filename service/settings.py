@@ -73,6 +73,10 @@ class Settings:
         "exhaustive", "how CUDA chooses its convolutions; exhaustive is what the load gate judges"
     )
     max_delay: float = setting(0.0, "time that a batch may wait for more rows", low=0, high=10, unit="s")
+    max_inline: float = setting(
+        0.002, "time of a batch up to which it runs on the event loop of a CPU server; 0 for always in a thread",
+        low=0, high=1, unit="s",
+    )  # fmt: skip
     compress_answers: bool = setting(True, "compress answers of inference for clients that ask for it")
 
     max_request_rows: int = setting(1024, "rows of one request", low=1, high=2**20, group="Limits")

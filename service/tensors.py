@@ -29,6 +29,7 @@ _CODES = {
 
 
 _MOST_LETTERS = 64
+_MOST_SHAPES = 256  # that a port remembers
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,18 @@ class Port:
         """Whether the first axis is free, and so counts the rows."""
         return bool(self.shape) and self.shape[0] == -1
 
+    @functools.cached_property
+    def _fitting(self) -> set[tuple[int, ...]]:
+        """Shapes that were found to fit."""
+        return set()
+
     def check_shape(self, shape: object) -> tuple[int, ...]:
         """A shape from a request. Raises BadRequest unless it is a list of sizes from 1 that fits the port."""
-        if not isinstance(shape, list) or len(shape) > 64 or not all(type(size) is int for size in shape):
+        if not isinstance(shape, list) or len(shape) > 64 or not set(map(type, shape)) <= {int}:
             raise BadRequest(f"input {self.name!r} has {shape!r:.80} as its shape; expected a list of whole numbers")
+        found = tuple(shape)
+        if found in self._fitting:
+            return found
         fits = len(shape) == len(self.shape) and all(
             size in (wanted, -1) for size, wanted in zip(self.shape, shape, strict=True)
         )
@@ -67,7 +76,9 @@ class Port:
             raise BadRequest(
                 f"input {self.name!r} has shape {shape!r:.120}; expected {list(self.shape)}, from 1 on where it says -1"
             )
-        return tuple(shape)
+        if len(self._fitting) < _MOST_SHAPES:
+            self._fitting.add(found)
+        return found
 
 
 def read_blob(blob: memoryview, port: Port, shape: tuple[int, ...]) -> Array:

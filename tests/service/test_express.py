@@ -34,8 +34,12 @@ def head(length: int, more: str = "", model: str = "digits") -> bytes:
 
 
 def binary(x: np.ndarray = X, **parameters: Any) -> tuple[bytes, str]:
+    return binary_with(x, parameters=parameters)
+
+
+def binary_with(x: np.ndarray = X, **more: Any) -> tuple[bytes, str]:
     entry = {"name": "input", "shape": list(x.shape), "datatype": "FP32"}
-    document = {"inputs": [{**entry, "parameters": {"binary_data_size": x.nbytes}}], "parameters": parameters}
+    document = {"inputs": [{**entry, "parameters": {"binary_data_size": x.nbytes}}], **more}
     text = json.dumps(document).encode()
     return text + x.tobytes(), f"inference-header-content-length: {len(text)}\r\n"
 
@@ -120,6 +124,42 @@ def test_a_head_that_is_known_says_nothing_of_the_blob(server: Running):
         found = np.frombuffer(answer[length:], np.float32).reshape(wanted.shape)
         assert np.abs(found - wanted).max() <= 1e-5 * np.abs(wanted).max()
     assert len(engine.signature.plans) <= 256
+
+
+def test_a_head_that_is_known_but_for_its_id_is_answered_with_its_own(server: Running):
+    plans = server.hub.repository.find("digits").signature.plans
+    known, texts = len(plans), ["a", "b", 'q"uote', "\u00e9\u4e00", "9" * 300, "a"]
+    for text in texts:
+        body, more = binary_with(id=text, parameters={"binary_data_output": True})
+        short, long = ask(server, body, more), ask(server, body, more + LONG)
+        assert short[1] == long[1]
+        length = int(re.search(rb"inference-header-content-length: (\d+)", short[0])[1])  # type: ignore[index]
+        assert json.loads(short[1][:length])["id"] == text
+    assert len(plans) == known + 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"id": 7}, {"id": ["a"]}, {"parameters": {"timeout": 1.0}}, {"parameters": {"priority": True}},
+     {"outputs": [{"name": "nobody"}]}, {"parameters": {"sequence_id": 3}}],
+)  # fmt: skip
+def test_a_known_head_lets_no_other_one_through(server: Running, change: dict[str, Any]):
+    plain, more = binary_with(id="a", parameters={"timeout": 0, "priority": 0})
+    for _ in range(2):
+        assert ask(server, plain, more)[0].startswith(b"HTTP/1.1 200")
+    body, more = binary_with(**{"id": "a", "parameters": {"timeout": 0, "priority": 0}, **change})
+    for _ in range(2):
+        short, long = ask(server, body, more), ask(server, body, more + LONG)
+        assert short[0].split(b" ")[1] in (b"400", b"501")
+        assert short[1] == long[1]
+
+
+def test_a_head_nested_more_deeply_than_it_could_be_written_is_no_fault_of_the_server(server: Running):
+    nest = "[" * 400 + "]" * 400
+    body, more = binary_with(id="a", junk="JUNK")
+    body = body.replace(b'"JUNK"', nest.encode())
+    length = int(re.search(r": (\d+)", more)[1]) + len(nest) - len('"JUNK"')  # type: ignore[index]
+    assert ask(server, body, f"inference-header-content-length: {length}\r\n")[0].startswith(b"HTTP/1.1 200")
 
 
 def test_heads_that_strangers_choose_are_forgotten(server: Running):

@@ -30,6 +30,7 @@ class Recorder:
         self.backlog = Backlog()
         self.calls: list[list[float]] = []
         self.runs: list[tuple[int, int]] = []
+        self.threads: list[str] = []
         self.seconds = seconds
         self.gate = threading.Event()
         self.gate.set()
@@ -40,6 +41,7 @@ class Recorder:
         first = inputs["x"][:, 0]
         with self._lock:
             self.calls.append([float(value) for value in first])
+            self.threads.append(threading.current_thread().name)
         self.entered.release()
         assert self.gate.wait(60)
         time.sleep(self.seconds * len(first))
@@ -311,6 +313,104 @@ def test_a_delay_ends_by_itself_and_with_the_server():
     with_batcher(stopped, max_delay=60.0)
 
 
+# ------------------------------------------------------------------------------------------ short batches on the loop
+
+LOOP = threading.main_thread().name
+
+
+def known_to_take(model: Recorder, seconds: float) -> None:
+    """As if so many seconds a row had been measured, of rows two wide."""
+    model.backlog.measure(1, seconds, ((2,),))
+
+
+def test_what_is_known_to_be_short_runs_on_the_loop_and_together():
+    model = Recorder()
+
+    async def test(batcher: Batcher) -> None:
+        await infer(batcher, model, rows(0))
+        known_to_take(model, 1e-4)
+        for _ in range(60):  # whatever the first call took is forgotten
+            known_to_take(model, 1e-4)
+        found = await asyncio.gather(*[queue(batcher, model, start) for start in (1, 2, 3)])
+        assert [array[0, 0] for array in found] == [2, 4, 6]
+
+    with_batcher(test, workers=2, max_inline=0.05)
+    assert model.calls == [[0], [1, 2, 3]]
+    assert model.threads[0].startswith("bnfold-")
+    assert model.threads[1] == LOOP
+
+
+@pytest.mark.parametrize(
+    ("count", "width", "pace", "limit"),
+    [(1, 2, 1e-4, 0.0), (1, 2, 0.2, 0.1), (1, 3, 1e-4, 0.1), (8, 2, 0.02, 0.1)],
+    ids=["never", "too long a row", "another shape", "too many rows"],
+)
+def test_what_is_not_known_to_be_short_runs_in_a_thread(count: int, width: int, pace: float, limit: float):
+    model = Recorder()
+    known_to_take(model, pace)
+
+    async def test(batcher: Batcher) -> None:
+        assert (await infer(batcher, model, rows(1, count, width))).tolist() == (
+            rows(1, count, width)["x"] * 2
+        ).tolist()
+
+    with_batcher(test, workers=2, max_inline=limit)
+    assert [name.partition("-")[0] for name in model.threads] == ["bnfold"]
+
+
+def test_priorities_are_left_to_the_threads():
+    model = Recorder()
+    known_to_take(model, 1e-4)
+
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(queue(batcher, model, 1), queue(batcher, model, 2, priority=1))
+
+    with_batcher(test, max_inline=0.1)
+    assert model.threads == ["bnfold-0"] * len(model.threads)
+    assert sorted(model.rows_run) == [1, 2]
+
+
+def test_beyond_a_short_batch_a_worker_helps():
+    model = Recorder()
+    known_to_take(model, 0.03)
+
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*[queue(batcher, model, start) for start in range(12)])
+
+    with_batcher(test, workers=1, max_inline=0.1, max_batch_rows=64)
+    assert sorted(model.rows_run) == list(range(12))
+    assert {name == LOOP for name in model.threads} == {True, False}
+    on_loop = [call for call, name in zip(model.calls, model.threads, strict=True) if name == LOOP]
+    assert max(len(call) for call in on_loop[:1]) <= 3
+
+
+def test_a_short_model_does_not_wait_for_a_long_one():
+    short, long = Recorder("short/1"), Recorder("long/1")
+    known_to_take(short, 1e-4)
+
+    async def test(batcher: Batcher) -> None:
+        first = await blocked(batcher, long)
+        assert (await infer(batcher, short, rows(7), 10)).tolist() == [[14, 14]]
+        long.gate.set()
+        await first
+
+    with_batcher(test, workers=1, max_inline=0.1)
+    assert short.threads == [LOOP]
+
+
+def test_a_stop_runs_what_waits_for_the_loop():
+    model = Recorder()
+    known_to_take(model, 1e-4)
+
+    async def test(batcher: Batcher) -> None:
+        tasks = [queue(batcher, model, start) for start in (1, 2)]
+        await asyncio.sleep(0)
+        await batcher.stop()
+        assert [(await task)[0, 0] for task in tasks] == [2, 4]
+
+    with_batcher(test, max_inline=0.1)
+
+
 # ------------------------------------------------------------------------------------------------ all of it together
 
 _REQUEST = st.tuples(
@@ -330,11 +430,15 @@ _REQUEST = st.tuples(
     st.integers(1, 12),
     st.sampled_from([0.0, 0.0005]),
     st.integers(10, 200),
+    st.sampled_from([0.0, 0.0005, 0.01]),
 )
 def test_each_caller_gets_exactly_its_rows_or_one_clear_refusal(
-    requests: list[tuple[int, int, int, int, float, str]], workers: int, most: int, delay: float, room: int
-):
+    requests: list[tuple[int, int, int, int, float, str]], workers: int, most: int, delay: float, room: int,
+    inline: float,
+):  # fmt: skip
     models = [Recorder("a/1"), Recorder("b/1", batchable=False), Recorder("c/1", seconds=2e-4)]
+    for model in models if inline else []:
+        known_to_take(model, 1e-4)
     answered: list[float] = []
 
     async def one(batcher: Batcher, at: int, request: tuple[int, int, int, int, float, str]) -> None:
@@ -363,7 +467,7 @@ def test_each_caller_gets_exactly_its_rows_or_one_clear_refusal(
         for model in models:
             assert batcher.waiting_rows(model) == batcher.waiting_requests(model) == 0
 
-    with_batcher(test, workers=workers, max_batch_rows=most, max_queue_rows=room, max_delay=delay)
+    with_batcher(test, workers=workers, max_batch_rows=most, max_queue_rows=room, max_delay=delay, max_inline=inline)
     run = [value for model in models for value in model.rows_run]
     assert set(answered) <= set(run)
     for model in models:

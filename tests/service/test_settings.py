@@ -38,6 +38,7 @@ OTHERS = Settings(
     max_batch_rows=8,
     conv_search="heuristic",
     max_delay=0.0005,
+    max_inline=0.0005,
     compress_answers=False,
     max_request_rows=100,
     max_queue_rows=200,
