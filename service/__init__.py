@@ -15,6 +15,7 @@ The way of a request
 
 What computes
     batcher.py      the workers and the queue; backlog.py: what waits for a model; batches.py: one batch
+    admission.py    who may wait; deadlines.py: who has waited too long
     engine/         a version in its runtime
     hub.py          the parts of one server; app.py: the app factory
 
