@@ -1,9 +1,9 @@
 """The trainer: a recipe (TOML) becomes a checkpoint (safetensors and JSON) that goes straight into fold-and-export.
 
-recipe.py       what a recipe may say, validated                 datasets.py   data with a fixed held-out split
-networks.py     networks with batch norm                         loop.py       the training loop
+recipe/         what a recipe may say, validated                 fields.py     keys of a table, declared once
+networks/       networks with batch norm, a file each            data/         data sets, a file each
+loop.py         the training loop                                trainer.py    recipe -> checkpoint
 curves.py       history as CSV and as a picture                  checkpoint.py writing and strict reading
-trainer.py      recipe -> checkpoint
 """
 
 from __future__ import annotations

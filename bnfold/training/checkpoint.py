@@ -9,8 +9,9 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save_file
@@ -21,14 +22,15 @@ from bnfold.errors import BundleError, DataError
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
 from bnfold.training.curves import draw_curves, write_history
-from bnfold.training.datasets import Array, load_dataset
+from bnfold.training.data import Array, prepare
 from bnfold.training.loop import Epoch
-from bnfold.training.networks import build_network
-from bnfold.training.recipe import DATASETS, MAX_BLOCKS, MAX_WIDTH, MAX_WIDTHS, NETWORKS
+from bnfold.training.networks import KINDS, build_network, read_args
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS = "weights.safetensors"
+HELD_OUT = "held_out.safetensors"
 META = "checkpoint.json"
+_MOST_BYTES = 64 * 2**20
 _KEYS = (
     "schema_version", "name", "network", "input", "labels", "preprocessing", "data", "recipe", "seed", "versions",
     "metrics",
@@ -73,7 +75,7 @@ class Checkpoint:
         # Without storage first: a document that asks for terabytes is refused by the tensors that are there.
         with torch.device("meta"):
             module = build_network(network["kind"], self.input_shape, len(self.labels), dict(network["args"]))
-        state = _read_weights(self.path / WEIGHTS)
+        state = read_tensors(self.path / WEIGHTS)
         _check_fit(self.path / WEIGHTS, module.state_dict(), state)
         module.load_state_dict(state, strict=True, assign=True)
         return module.eval()
@@ -85,16 +87,27 @@ class Checkpoint:
     def held_out(self) -> tuple[Array, Array]:
         """Images (N, C, H, W) float32 as the network takes them and classes (N,) int64 that training never saw.
 
-        Raises DataError when the data set has another shape or other classes than the checkpoint.
+        They come with the checkpoint, so that it can be proved where its data set is not. Raises DataError unless they
+        fit the network.
         """
-        data = load_dataset(self.meta["data"])
-        if data.images.shape[1:] != self.input_shape or data.labels != self.labels:
+        path = self.path / HELD_OUT
+        tensors = read_tensors(path)
+        images, classes = tensors.get("images"), tensors.get("classes")
+        if images is None or classes is None or images.shape[1:] != self.input_shape or not len(images):
             raise DataError(
-                f"the checkpoint {self.path} takes {list(self.input_shape)} and has {len(self.labels)} classes, "
-                f"expected {list(data.images.shape[1:])} and {len(data.labels)} as in its data set '{data.name}'; "
+                f"{path} holds no images of {list(self.input_shape)} with their classes; train the network again"
+            )
+        if images.dtype not in (torch.uint8, torch.float32) or classes.dtype != torch.int64:
+            raise DataError(
+                f"{path} holds {images.dtype} and {classes.dtype}; expected uint8 or float32 images and int64 classes; "
                 "train the network again"
             )
-        return data.held_out_part()
+        if classes.shape != images.shape[:1] or int(classes.min()) < 0 or int(classes.max()) >= len(self.labels):
+            raise DataError(
+                f"{path} has classes of shape {list(classes.shape)} for {len(images)} images; expected one of 0 to "
+                f"{len(self.labels) - 1} for each; train the network again"
+            )
+        return prepare(images.numpy(), self.preprocessing), classes.numpy()
 
 
 def check_folder(folder: Path) -> None:
@@ -112,11 +125,18 @@ def check_folder(folder: Path) -> None:
 
 
 def save_checkpoint(
-    folder: Path, module: torch.nn.Module, meta: Mapping[str, Any], history: Sequence[Epoch], *, counted: bool = False
+    folder: Path,
+    module: torch.nn.Module,
+    meta: Mapping[str, Any],
+    history: Sequence[Epoch],
+    held_out: tuple[Array, Array],
+    *,
+    counted: bool = False,
 ) -> Checkpoint:
     """Write a checkpoint: beside its place first, then moved in by one rename that replaces nothing.
 
-    counted: the folder's name is a number, and where it is taken meanwhile the next free one will do.
+    held_out: images and classes as a data set stores them; the first 64 MiB are kept. counted: the folder's name is a
+    number, and where it is taken meanwhile the next free one will do.
 
     Raises DataError when the folder exists or cannot be written; then nothing is left behind.
     """
@@ -127,6 +147,7 @@ def save_checkpoint(
         scratch.chmod(0o755)
         state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
         save_file(state, scratch / WEIGHTS)
+        save_file(_kept(*held_out), scratch / HELD_OUT)
         (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_history(scratch / "history.csv", history)
         accuracy = history[-1].held_out_accuracy
@@ -146,6 +167,13 @@ def save_checkpoint(
     return load_checkpoint(folder)
 
 
+def _kept(images: Array, classes: Array) -> dict[str, torch.Tensor]:
+    """As many held-out samples as a checkpoint carries."""
+    most = max(1, _MOST_BYTES // max(1, images[:1].nbytes))
+    kept = images[:most], classes[:most]
+    return {name: torch.from_numpy(np.array(part)) for name, part in zip(("images", "classes"), kept, strict=True)}
+
+
 def _publish(scratch: Path, folder: Path, counted: bool) -> Path:
     while True:
         try:
@@ -161,7 +189,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Read a checkpoint folder. Raises DataError for what is none, or says something that it may not."""
     folder = Path(folder)
     try:
-        for name in (META, WEIGHTS):
+        for name in (META, WEIGHTS, HELD_OUT):
             if not (folder / name).is_file():
                 raise DataError(
                     f"{folder} is no checkpoint: it has no {name}; expected a folder that bnfold train wrote"
@@ -179,7 +207,7 @@ def _check(document: Mapping[str, Any], what: str) -> None:
     fields = Fields.of(document, what, _KEYS)
     fields.integer("schema_version", SCHEMA_VERSION, SCHEMA_VERSION)
     check_name(fields.text("name"), what)
-    fields.choice("data", DATASETS)
+    fields.text("data")
     fields.integer("seed", 0, 2**31 - 1)
     fields.texts("versions")
     for key in ("recipe", "metrics"):
@@ -189,12 +217,9 @@ def _check(document: Mapping[str, Any], what: str) -> None:
     if not labels or not all(isinstance(label, str) and label for label in labels):
         fields.refuse("labels", "a list of texts")
     network = Fields.of(document["network"], f"{what}, network,", ("kind", "args"))
-    network.choice("kind", NETWORKS)
-    args = Fields.of(network.values["args"], f"{what}, network.args,", ("widths", "blocks"))
-    args.integer("blocks", 1, MAX_BLOCKS)
-    widths = args.items("widths")
-    if not 1 <= len(widths) <= MAX_WIDTHS or any(type(w) is not int or not 1 <= w <= MAX_WIDTH for w in widths):
-        args.refuse("widths", f"a list of 1 to {MAX_WIDTHS} integers from 1 to {MAX_WIDTH}")
+    if not isinstance(network.values["args"], Mapping):
+        network.refuse("args", "an object")
+    read_args(network.choice("kind", tuple(KINDS)), network.values["args"], _Arguments(f"{what}, network.args,"))
     picture = Preprocessing.from_dict(document["preprocessing"], f"{what}, preprocessing,")
     given = Fields.of(document["input"], f"{what}, input,", ("name", "shape", "dtype"))
     given.choice("name", ("input",))
@@ -204,7 +229,24 @@ def _check(document: Mapping[str, Any], what: str) -> None:
         given.refuse("shape", f"{shape}, what the preprocessing gives")
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+@dataclass(frozen=True)
+class _Arguments:
+    """The arguments of the network in a document; what is wrong with them is one sentence."""
+
+    what: str
+
+    def unknown(self, name: str, known: tuple[str, ...]) -> NoReturn:
+        raise BundleError(f"{self.what} has the unknown key {name!r:.80}; expected only {', '.join(known)}")
+
+    def missing(self, name: str) -> NoReturn:
+        raise BundleError(f"{self.what} has no key {name!r}; expected it")
+
+    def refused(self, name: str, value: object, expected: str) -> NoReturn:
+        raise BundleError(f"{self.what} has {value!r:.80} as {name!r}; expected {expected}")
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file. Raises DataError for what is none."""
     try:
         return load(path.read_bytes())  # not mapped: the network stays whole whatever becomes of the file
     except OSError as problem:

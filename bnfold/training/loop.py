@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bnfold.errors import DataError
-from bnfold.training.datasets import Dataset
+from bnfold.training.data import Array, Dataset, prepare
 from bnfold.training.recipe import Optimizer, Recipe
 
 Progress = Callable[[str], None]
@@ -49,8 +49,8 @@ def fit(network: nn.Module, data: Dataset, recipe: Recipe, device: torch.device,
     network.to(device)
     if device.type == "cuda":
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, classes = (torch.from_numpy(array).to(device) for array in data.training_part())
-    held_out = tuple(torch.from_numpy(array).to(device) for array in data.held_out_part())
+    images, classes = _on_device(*data.training_part(), data, device)
+    held_out = _on_device(*data.held_out_part(), data, device)
     generator = torch.Generator().manual_seed(recipe.seed)
     optimizer = _optimizer(network, recipe.optimizer)
     batches = _batches(len(images), recipe.train.batch_size)
@@ -85,6 +85,10 @@ def fit(network: nn.Module, data: Dataset, recipe: Recipe, device: torch.device,
             f"{len(images) / seconds:.0f} images/s"
         )
     return history
+
+
+def _on_device(images: Array, classes: Array, data: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.from_numpy(prepare(images, data.preprocessing)).to(device), torch.from_numpy(classes).to(device)
 
 
 def _check_finite(name: str, epoch: int, losses: Mapping[str, float]) -> None:

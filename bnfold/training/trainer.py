@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_folder, save_checkpoint
-from bnfold.training.datasets import Dataset, load_dataset
+from bnfold.training.data import Dataset, load_dataset
 from bnfold.training.loop import Epoch, Progress, choose_device, fit
 from bnfold.training.networks import build_network
 from bnfold.training.recipe import Recipe, load_recipe
@@ -42,18 +42,17 @@ def train(
     check_folder(folder)
     data = load_dataset(wanted.data)
     shape = data.images.shape[1:]
-    args = {"widths": list(wanted.network.widths), "blocks": wanted.network.blocks}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wanted.seed)
-        network = build_network(wanted.network.kind, shape, len(data.labels), args)
+        network = build_network(wanted.network.kind, shape, len(data.labels), wanted.network.args)
     threads = torch.get_num_threads()
     torch.set_num_threads(wanted.train.threads)
     try:
         history = fit(network, data, wanted, place, progress or (lambda _: None))
     finally:
         torch.set_num_threads(threads)
-    meta = _meta(wanted, data, args, history, place)
-    return save_checkpoint(folder, network.to("cpu"), meta, history, counted=output is None)
+    meta = _meta(wanted, data, history, place)
+    return save_checkpoint(folder, network.to("cpu"), meta, history, data.held_out_part(), counted=output is None)
 
 
 def _next_run(name: str) -> Path:
@@ -63,19 +62,17 @@ def _next_run(name: str) -> Path:
     return root / str(max(taken, default=0) + 1)
 
 
-def _meta(
-    recipe: Recipe, data: Dataset, args: dict[str, Any], history: Sequence[Epoch], device: torch.device
-) -> dict[str, Any]:
+def _meta(recipe: Recipe, data: Dataset, history: Sequence[Epoch], device: torch.device) -> dict[str, Any]:
     last = history[-1]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
-        "network": {"kind": recipe.network.kind, "args": args},
+        "network": {"kind": recipe.network.kind, "args": dict(recipe.network.args)},
         "input": {"name": "input", "shape": list(data.images.shape[1:]), "dtype": "float32"},
         "labels": list(data.labels),
         "preprocessing": data.preprocessing.to_dict(),
         "data": data.name,
-        "recipe": dataclasses.asdict(recipe),
+        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "folder"},
         "seed": recipe.seed,
         "versions": {
             "python": platform.python_version(),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from bnfold.errors import DataError
+from bnfold.preprocessing import decode_image
 from bnfold.training import Checkpoint, load_checkpoint
 
 
@@ -30,7 +34,7 @@ def test_reads_what_was_written(checkpoint: Checkpoint, copy: Path) -> None:
     assert not again.module().training
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "checkpoint.json"])
+@pytest.mark.parametrize("name", ["weights.safetensors", "checkpoint.json", "held_out.safetensors"])
 def test_a_missing_file_is_named(copy: Path, name: str) -> None:
     (copy / name).unlink()
     with pytest.raises(DataError, match=name):
@@ -77,15 +81,18 @@ def test_damaged_weights_are_one_sentence(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schema_version": 2}, "schema_version"),
+        ({"schema_version": 1}, "schema_version"),
         ({"labels": []}, "labels"),
         ({"extra": 1}, "unknown key"),
-        ({"network": {"kind": "mlp", "args": {"widths": [10**9], "blocks": 1}}}, "widths"),
+        ({"network": {"kind": "mlp", "args": {"widths": [10**9]}}}, "widths"),
         ({"network": {"kind": "resnet", "args": {"widths": [1] * 1000, "blocks": 1}}}, "widths"),
         ({"network": {"kind": "resnet", "args": {"widths": [1], "blocks": 10**6}}}, "blocks"),
         ({"network": {"kind": "other", "args": {"widths": [1], "blocks": 1}}}, "'other' as 'kind'"),
+        ({"network": {"kind": "mlp", "args": {"widths": [8], "depth": 1}}}, "unknown key 'depth'"),
+        ({"network": {"kind": "mlp", "args": {}}}, "no key 'widths'"),
+        ({"network": {"kind": "mlp", "args": [8]}}, "an object"),
         ({"name": "../up"}, "no dot first"),
-        ({"data": "faces"}, "'faces' as 'data'"),
+        ({"data": ""}, "'' as 'data'"),
         ({"metrics": 5}, "metrics"),
         ({"input": {"name": "input", "shape": [1, 16384, 16384], "dtype": "float32"}}, "shape"),
         ({"input": {"name": "input", "shape": [1, -8, 8], "dtype": "float32"}}, "shape"),
@@ -106,7 +113,7 @@ def test_a_document_that_is_no_json_is_refused(copy: Path) -> None:
 
 
 def test_a_document_that_asks_for_terabytes_is_refused_by_the_tensors_that_are_there(copy: Path) -> None:
-    edit_document(copy, {"network": {"kind": "mlp", "args": {"widths": [65536] * 64, "blocks": 1}}})
+    edit_document(copy, {"network": {"kind": "mlp", "args": {"widths": [65536] * 64}}})
     with pytest.raises(DataError, match=r"features\.\d+\.weight"):
         load_checkpoint(copy).module()
 
@@ -114,8 +121,41 @@ def test_a_document_that_asks_for_terabytes_is_refused_by_the_tensors_that_are_t
 def test_held_out_samples_of_another_shape_than_the_input_are_refused(copy: Path) -> None:
     picture = {"mode": "L", "height": 4, "width": 4, "scale": 1.0, "mean": [0.0], "std": [1.0]}
     edit_document(copy, {"preprocessing": picture, "input": {"name": "input", "shape": [1, 4, 4], "dtype": "float32"}})
-    with pytest.raises(DataError, match="as in its data set 'digits'"):
+    with pytest.raises(DataError, match=r"no images of \[1, 4, 4\]"):
         load_checkpoint(copy).held_out()
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "message"),
+    [
+        (torch.zeros(3, 1, 8, 8), torch.tensor([0, 1]), "for 3 images"),
+        (torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, 10]), "one of 0 to 9"),
+        (torch.zeros(3, 1, 8, 8), torch.tensor([0, 1, -1]), "one of 0 to 9"),
+        (torch.zeros(3, 1, 8, 8, dtype=torch.float64), torch.tensor([0, 1, 2]), "float64"),
+        (torch.zeros(3, 1, 8, 8), torch.tensor([0.0, 1.0, 2.0]), "int64 classes"),
+        (torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), "no images"),
+        (None, torch.tensor([0]), "no images"),
+    ],
+)
+def test_held_out_samples_that_do_not_fit_are_refused(
+    copy: Path, images: torch.Tensor | None, classes: torch.Tensor, message: str
+) -> None:
+    tensors = {"classes": classes} if images is None else {"images": images, "classes": classes}
+    save_file(tensors, copy / "held_out.safetensors")
+    with pytest.raises(DataError, match=message):
+        load_checkpoint(copy).held_out()
+
+
+def test_held_out_pictures_are_prepared_as_a_served_picture_is(copy: Path) -> None:
+    picture = {"mode": "L", "height": 8, "width": 8, "scale": 1 / 255, "mean": [0.3], "std": [0.2]}
+    edit_document(copy, {"preprocessing": picture})
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 1, 8, 8), np.uint8)
+    save_file({"images": torch.from_numpy(pixels), "classes": torch.tensor([0, 1, 2])}, copy / "held_out.safetensors")
+    images, _ = load_checkpoint(copy).held_out()
+    for at in range(3):
+        data = io.BytesIO()
+        Image.fromarray(pixels[at, 0]).save(data, "PNG")
+        assert np.array_equal(images[at], decode_image(data.getvalue(), load_checkpoint(copy).preprocessing))
 
 
 def test_a_loaded_network_does_not_share_memory_with_the_file_or_another_load(checkpoint: Checkpoint) -> None:

@@ -45,7 +45,12 @@ def test_what_is_not_said_has_a_default(tmp_path: Path) -> None:
 def test_overrides_reach_into_tables_and_are_values_as_in_toml(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
     recipe = load_recipe(path, ["train.epochs=7", "network.widths=[4, 5]", "optimizer.kind=adamw", "seed=3"])
-    assert (recipe.train.epochs, recipe.network.widths, recipe.optimizer.kind, recipe.seed) == (7, (4, 5), "adamw", 3)
+    assert (recipe.train.epochs, recipe.network.args["widths"], recipe.optimizer.kind, recipe.seed) == (
+        7,
+        (4, 5),
+        "adamw",
+        3,
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +92,7 @@ def test_each_fault_is_one_sentence_with_the_key(tmp_path: Path, override: str, 
 
 def test_blocks_are_read_for_a_residual_network(tmp_path: Path) -> None:
     recipe = load_recipe(write(tmp_path, GOOD), ["network.kind=resnet", "network.blocks=3"])
-    assert recipe.network.blocks == 3
+    assert recipe.network.args["blocks"] == 3
 
 
 def test_a_missing_key_is_named(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_recipe, train, trainer
-from bnfold.training.datasets import Dataset, load_dataset
+from bnfold.training.data import Dataset, load_dataset
 from bnfold.training.loop import _batches, _optimizer, _schedule, _shifted
+from bnfold.training.recipe import Data
 
 
 def test_training_learns(checkpoint: Checkpoint) -> None:
@@ -133,7 +134,7 @@ def test_cuda_without_a_device_is_one_sentence(recipe: Path, tmp_path: Path) -> 
 
 
 def test_held_out_samples_are_every_fifth_and_not_trained_on() -> None:
-    data = load_dataset("digits")
+    data = load_dataset(Data("digits"))
     assert data.held_out.sum() == 359
     assert np.flatnonzero(data.held_out)[:3].tolist() == [4, 9, 14]
     assert len(data.training_part()[0]) + len(data.held_out_part()[0]) == 1797
@@ -155,7 +156,7 @@ def test_held_out_samples_do_not_touch_the_weights(
         images[where] = np.random.default_rng(0).random(images[where].shape, dtype=np.float32)
         return dataclasses.replace(data, images=images)
 
-    data = load_dataset("digits")
+    data = load_dataset(Data("digits"))
     plain = trained("plain", data)
     assert trained("held-out", spoil(data.held_out)) == plain
     assert trained("one", spoil(np.arange(len(data.images)) == 0)) != plain

@@ -1,0 +1,52 @@
+"""Images with classes, and a held-out split that training never sees."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from bnfold.preprocessing import Preprocessing
+
+Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
+
+HOLD_OUT = 5  # every fifth sample, the last of each five
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """images: (N, C, H, W), float32 as the network takes them, or uint8 as `preprocessing` takes a picture's bytes.
+
+    classes: (N,) int64. held_out: (N,) bool. preprocessing: how a picture of 8 bits a channel becomes an input.
+    """
+
+    name: str
+    images: Array
+    classes: Array
+    held_out: Array
+    labels: tuple[str, ...]
+    preprocessing: Preprocessing
+
+    def training_part(self) -> tuple[Array, Array]:
+        """Images, as they are stored, and classes to train on."""
+        return self.images[~self.held_out], self.classes[~self.held_out]
+
+    def held_out_part(self) -> tuple[Array, Array]:
+        """Images, as they are stored, and classes that training never sees."""
+        return self.images[self.held_out], self.classes[self.held_out]
+
+
+def scaling(preprocessing: Preprocessing) -> tuple[Array, Array]:
+    """(factor, shift), each (C, 1, 1) float32: a byte b of a picture is the input b * factor + shift."""
+    mean, std = (np.asarray(values, np.float64)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    return (preprocessing.scale / std).astype(np.float32), (-mean / std).astype(np.float32)
+
+
+def prepare(images: Array, preprocessing: Preprocessing) -> Array:
+    """Images (N, C, H, W) as the network takes them, float32: those of bytes are scaled."""
+    if images.dtype != np.uint8:
+        return images
+    mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
+    found: Array = ((images * preprocessing.scale - mean) / std).astype(np.float32)  # as bnfold.preprocessing has it
+    return found

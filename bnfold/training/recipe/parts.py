@@ -1,0 +1,79 @@
+"""The tables of a recipe. Each key is declared here: what it means, its default and its range."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from bnfold.training.fields import key
+
+
+@dataclass(frozen=True)
+class Data:
+    """[data]"""
+
+    name: str = key("`digits`, the data set of scikit-learn: 1,797 real handwritten digits of 8x8 pixels")
+
+
+@dataclass(frozen=True)
+class Network:
+    """[network]: a kind, and the keys that this kind takes, checked by it."""
+
+    kind: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """[optimizer]"""
+
+    kind: Literal["sgd", "adamw"] = key("`sgd` with Nesterov's momentum, or `adamw`")
+    learning_rate: float = key("the largest", low=0, high=1e6, above=True)
+    momentum: float = key("of `sgd`; the first beta of `adamw`", 0.9, low=0, high=0.9999)
+    weight_decay: float = key("never on norms and biases", 0.0, low=0, high=1e6)
+
+
+@dataclass(frozen=True)
+class Train:
+    """[train]"""
+
+    epochs: int = key("passes over the data", low=1, high=1_000_000)
+    batch_size: int = key(
+        "samples a step: batch norm cannot train on one; a last batch of 1 joins the one before", low=2, high=1_000_000
+    )
+    schedule: Literal["one_cycle", "cosine", "constant"] = key(
+        "of the learning rate: `one_cycle` up over the first fifth of the steps and down to zero, both linearly; "
+        "`cosine` down by half a cosine; `constant`",
+        "one_cycle",
+    )
+    label_smoothing: float = key("the share of the target that is spread over all classes", 0.0, low=0, high=0.99)
+    threads: int = key(
+        "of the CPU; part of the recipe, so that the same recipe gives the same bits on machines with more cores",
+        1, low=1, high=1024,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """[augmentation]: of the images that are trained on."""
+
+    shift: int = key("images are moved by up to so many pixels in each direction, zeros come in", 0, low=0, high=64)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole recipe. seed: of the initial weights, the order of the data and the augmentation.
+
+    folder: where the recipe's file lies, to which relative paths in it are relative.
+    """
+
+    name: str
+    seed: int
+    data: Data
+    network: Network
+    optimizer: Optimizer
+    train: Train
+    augmentation: Augmentation
+    folder: Path = Path()
