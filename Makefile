@@ -41,6 +41,7 @@ serve: $(INSTALLED) ## serve the models of this checkout on http://127.0.0.1:$(P
 docs: $(INSTALLED) ## write docs/cli.md, docs/settings.md and the dashboard again from the code
 	$(BIN)/python scripts/write_cli_docs.py
 	$(BIN)/python scripts/write_settings_docs.py
+	$(BIN)/python scripts/write_recipe_docs.py
 	$(BIN)/python scripts/write_dashboard.py
 
 clean: ## remove the virtual environment, caches, and what was built
