@@ -40,7 +40,7 @@ def train(
     place = choose_device(device)
     folder = Path(output) if output is not None else _next_run(wanted.name)
     check_folder(folder)
-    data = load_dataset(wanted.data)
+    data = load_dataset(wanted.data, wanted.folder)
     shape = data.images.shape[1:]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(wanted.seed)

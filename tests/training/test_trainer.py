@@ -147,7 +147,7 @@ def test_held_out_samples_do_not_touch_the_weights(
     """With noise for the held-out digits the weights are the same; with one training digit changed they are not."""
 
     def trained(name: str, spoilt: Dataset) -> bytes:
-        monkeypatch.setattr(trainer, "load_dataset", lambda _: spoilt)
+        monkeypatch.setattr(trainer, "load_dataset", lambda *_: spoilt)
         made = train(recipe, output=tmp_path / name, overrides=["train.epochs=1"])
         return (made.path / "weights.safetensors").read_bytes()
 

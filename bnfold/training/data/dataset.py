@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from bnfold.errors import DataError
 from bnfold.preprocessing import Preprocessing
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 HOLD_OUT = 5  # every fifth sample, the last of each five
+_ROWS = 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,5 +52,18 @@ def prepare(images: Array, preprocessing: Preprocessing) -> Array:
     if images.dtype != np.uint8:
         return images
     mean, std = (np.asarray(values)[:, None, None] for values in (preprocessing.mean, preprocessing.std))
-    found: Array = ((images * preprocessing.scale - mean) / std).astype(np.float32)  # as bnfold.preprocessing has it
+    found = np.empty(images.shape, np.float32)
+    for start in range(0, len(images), _ROWS):  # in float64, as bnfold.preprocessing has it, but never all at once
+        part = slice(start, start + _ROWS)
+        found[part] = (images[part] * preprocessing.scale - mean) / std
     return found
+
+
+def room(shape: Sequence[int], most: int, what: str, remedy: str) -> None:
+    """Raise DataError where images of bytes of this shape would take more memory than data.max_bytes allows."""
+    needed = math.prod(shape)
+    if needed > most:
+        raise DataError(
+            f"{what} needs {needed} bytes for {shape[0]} images of {' x '.join(map(str, shape[1:]))}, expected at most "
+            f"{most}; {remedy}, or set data.max_bytes={needed}"
+        )

@@ -14,7 +14,21 @@ from bnfold.training.fields import key
 class Data:
     """[data]"""
 
-    name: str = key("`digits`, the data set of scikit-learn: 1,797 real handwritten digits of 8x8 pixels")
+    name: str = key("a data set: one of those described under Data in docs/training.md")
+    size: int = key("height and width that every image gets", 32, low=1, high=4096)
+    mode: Literal["RGB", "L"] = key("colour, or one channel of grey", "RGB")
+    count: int = key("made-up images", 10_000, low=4, high=2**31 - 1)
+    classes: int = key("of the made-up images", 10, low=2, high=65_536)
+    held_out: float = key(
+        "the share of every class that training never sees, where the data set has no test part of its own",
+        0.2, low=0, high=0.9, above=True,
+    )  # fmt: skip
+    seed: int = key(
+        "of the choice of the held-out samples and of made-up images; not the recipe's `seed`, so that runs of "
+        "several seeds are judged by the same samples",
+        0, low=0, high=2**31 - 1,
+    )  # fmt: skip
+    max_bytes: int = key("the most memory that the images may need", 2**32, low=1, high=2**62)
 
 
 @dataclass(frozen=True)

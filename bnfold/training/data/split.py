@@ -1,0 +1,28 @@
+"""Which samples are held out, where a data set does not say it itself."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bnfold.errors import DataError
+from bnfold.training.data.dataset import Array
+
+
+def hold_out(classes: Array, share: float, seed: int, labels: tuple[str, ...], what: str) -> Array:
+    """(N,) bool: about `share` of every class, chosen by a permutation; at least one sample is on each side.
+
+    Raises DataError for a class with fewer than two samples.
+    """
+    held_out = np.zeros(len(classes), bool)
+    # Not default_rng: its stream may change with numpy's version, that of RandomState is frozen (NEP 19).
+    random = np.random.RandomState(seed)
+    for index, label in enumerate(labels):
+        members = np.flatnonzero(classes == index)
+        if len(members) < 2:
+            raise DataError(
+                f"{what} has {len(members)} samples of the class '{label}', expected at least 2: one to train on, one "
+                "to hold out; add samples or leave the class out"
+            )
+        count = min(max(1, round(share * len(members))), len(members) - 1)
+        held_out[random.permutation(members)[:count]] = True
+    return held_out
