@@ -1,6 +1,8 @@
 """Networks with batch norm, by name: one file each, with the keys that a recipe may say of it.
 
-kind.py   what a kind is     mlp.py  plain_cnn.py  resnet.py
+kind.py   what a kind is                 mlp.py  plain_cnn.py  resnet.py
+layers.py a layer, its norm and its activation; initial weights
+norms.py  norms by name                  handwritten.py  batch_renorm.py
 """
 
 from __future__ import annotations
@@ -8,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from bnfold.errors import DataError
 from bnfold.training.fields import Faults, read
 from bnfold.training.networks import mlp, plain_cnn, resnet
 from bnfold.training.networks.kind import Kind
+from bnfold.training.networks.layers import initialise
 
 KINDS: Mapping[str, Kind] = {each.KIND.name: each.KIND for each in (mlp, plain_cnn, resnet)}
 
@@ -32,9 +36,15 @@ def build_network(kind: str, shape: tuple[int, ...], classes: int, args: Mapping
     """
     checked = read_args(kind, args, _Arguments(kind))
     try:
-        return KINDS[kind].build(shape, classes, checked)
+        with torch.device("meta"):  # without storage: what does not fit together is known before any work is done
+            KINDS[kind].build(shape, classes, checked)(torch.zeros(2, *shape))
+        return initialise(KINDS[kind].build(shape, classes, checked), checked.init)
     except (TypeError, ValueError, RuntimeError, IndexError) as problem:
-        raise DataError(f"network '{kind}' cannot be built from {dict(args)} for inputs {shape}: {problem}") from None
+        reason = str(problem).partition("\n")[0]
+        raise DataError(
+            f"network '{kind}' cannot be built from {dict(args)} for inputs {list(shape)}: {reason}; "
+            "change the network's keys or the size of the inputs"
+        ) from None
 
 
 class _Arguments:

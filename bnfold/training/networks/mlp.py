@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,8 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind
+from bnfold.training.networks.layers import INIT, ORDER, Init, Order, dense
+from bnfold.training.networks.norms import FEATURE_NORM, FeatureNorm
 
 
 @dataclass(frozen=True)
@@ -17,21 +18,24 @@ class Args:
     """What a recipe may say of it."""
 
     widths: tuple[int, ...] = key("units of each layer", low=1, high=MAX_WIDTH)
+    norm: FeatureNorm = FEATURE_NORM
+    order: Order = ORDER
+    init: Init = INIT
 
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
-    return MLP(int(torch.Size(shape).numel()), args.widths, classes)
+    return MLP(int(torch.Size(shape).numel()), args, classes)
 
 
 class MLP(nn.Module):
     """Linear -> BatchNorm -> ReLU for each width, then a Linear. x: (N, ...) float32 -> logits (N, classes)."""
 
-    def __init__(self, in_features: int, widths: Sequence[int], classes: int) -> None:
+    def __init__(self, in_features: int, args: Args, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for width in widths:
-            layers += [nn.Linear(in_features, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()]
+        for width in args.widths:
+            layers += dense(in_features, width, args.norm, args.order)
             in_features = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(in_features, classes)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,8 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind
+from bnfold.training.networks.layers import INIT, ORDER, Init, Order, conv
+from bnfold.training.networks.norms import NORM, Norm
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,14 @@ class Args:
     """What a recipe may say of it."""
 
     widths: tuple[int, ...] = key("channels of each layer", low=1, high=MAX_WIDTH)
+    norm: Norm = NORM
+    order: Order = ORDER
+    init: Init = INIT
 
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
-    return PlainCNN(shape[0], args.widths, classes)
+    return PlainCNN(shape[0], args, classes)
 
 
 class PlainCNN(nn.Module):
@@ -30,11 +34,11 @@ class PlainCNN(nn.Module):
     x: (N, C, H, W) float32 -> logits (N, classes).
     """
 
-    def __init__(self, channels: int, widths: Sequence[int], classes: int) -> None:
+    def __init__(self, channels: int, args: Args, classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for index, width in enumerate(widths):
-            layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+        for index, width in enumerate(args.widths):
+            layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU())
             if index == 1:
                 layers.append(nn.MaxPool2d(2))
             channels = width
