@@ -14,7 +14,8 @@ from bnfold.training.fields import key
 class Data:
     """[data]"""
 
-    name: str = key("a data set: one of those described under Data in docs/training.md")
+    name: str = key("`digits`, `mnist`, `cifar10` or `synthetic`, each described in docs/training.md")
+    path: str = key("where the files lie, beginning at the recipe's folder", "")
     size: int = key("height and width that every image gets", 32, low=1, high=4096)
     mode: Literal["RGB", "L"] = key("colour, or one channel of grey", "RGB")
     count: int = key("made-up images", 10_000, low=4, high=2**31 - 1)
