@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -135,23 +135,45 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint: beside its place first, then moved in by one rename that replaces nothing.
 
-    held_out: images and classes as a data set stores them; the first 64 MiB are kept. counted: the folder's name is a
-    number, and where it is taken meanwhile the next free one will do.
+    held_out: images and classes as a data set stores them; up to 64 MiB of them are kept. counted: the folder's name is
+    a number, and where it is taken meanwhile the next free one will do.
 
     Raises DataError when the folder exists or cannot be written; then nothing is left behind.
     """
+
+    def fill(scratch: Path) -> None:
+        kept = _kept(*held_out)
+        save_file({name: torch.from_numpy(np.array(part)) for name, part in kept.items()}, scratch / HELD_OUT)
+        _fill(scratch, module, meta, kept["images"])
+        write_history(scratch / "history.csv", history)
+        accuracy = history[-1].held_out_accuracy
+        draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
+
+    return _written(folder, fill, counted)
+
+
+def save_again(folder: Path, old: Checkpoint, module: torch.nn.Module, meta: Mapping[str, Any]) -> Checkpoint:
+    """Write a checkpoint of a network that came out of another one, with its held-out samples and its history.
+
+    Raises DataError as `save_checkpoint` does.
+    """
+
+    def fill(scratch: Path) -> None:
+        for name in (HELD_OUT, "history.csv", "curves.png"):
+            if (old.path / name).is_file():
+                shutil.copyfile(old.path / name, scratch / name)
+        _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy())
+
+    return _written(folder, fill, counted=False)
+
+
+def _written(folder: Path, fill: Callable[[Path], None], counted: bool) -> Checkpoint:
     scratch: Path | None = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
         scratch.chmod(0o755)
-        state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
-        save_file(state, scratch / WEIGHTS)
-        save_file(_kept(*held_out), scratch / HELD_OUT)
-        (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        write_history(scratch / "history.csv", history)
-        accuracy = history[-1].held_out_accuracy
-        draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
+        fill(scratch)
         for item in scratch.iterdir():
             item.chmod(0o644)  # safetensors makes its files readable by their owner alone
             with item.open("rb") as file:
@@ -167,11 +189,22 @@ def save_checkpoint(
     return load_checkpoint(folder)
 
 
-def _kept(images: Array, classes: Array) -> dict[str, torch.Tensor]:
-    """As many held-out samples as a checkpoint carries."""
-    most = max(1, _MOST_BYTES // max(1, images[:1].nbytes))
-    kept = images[:most], classes[:most]
-    return {name: torch.from_numpy(np.array(part)) for name, part in zip(("images", "classes"), kept, strict=True)}
+def _fill(scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], images: Array) -> None:
+    """The weights, the document, and what they tell of how the network will fold."""
+    from bnfold.training.readiness import measured_part, write_readiness
+
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    save_file(state, scratch / WEIGHTS)
+    (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    picture = Preprocessing.from_dict(meta["preprocessing"])
+    write_readiness(scratch, module, meta, prepare(measured_part(images), picture))
+
+
+def _kept(images: Array, classes: Array) -> dict[str, Array]:
+    """As many held-out samples as a checkpoint carries, evenly spaced: they may be sorted by class."""
+    count = min(len(images), max(1, _MOST_BYTES // max(1, images[:1].nbytes)))
+    index = np.linspace(0, len(images) - 1, count).astype(np.int64)
+    return {"images": images[index], "classes": classes[index]}
 
 
 def _publish(scratch: Path, folder: Path, counted: bool) -> Path:

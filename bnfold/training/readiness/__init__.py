@@ -1,0 +1,13 @@
+"""Fold-readiness: whether a trained network will be easy to fold and to deploy, told where it was trained.
+
+measuring.py   numbers of each norm, on samples that training never saw     verdicts.py   what they mean, in words
+page.py        readiness.html                                               writing.py    readiness.json, and both files
+"""
+
+from __future__ import annotations
+
+from bnfold.training.readiness.measuring import NormReadiness, Readiness, measure_readiness, measured_part
+from bnfold.training.readiness.verdicts import Finding, judge
+from bnfold.training.readiness.writing import write_readiness
+
+__all__ = ["Finding", "NormReadiness", "Readiness", "judge", "measure_readiness", "measured_part", "write_readiness"]
