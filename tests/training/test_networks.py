@@ -23,6 +23,12 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "plain_cnn": ("plain_cnn", {"widths": [4, 6, 8]}),
     "resnet 1": ("resnet", {"widths": [4, 8]}),
     "resnet 2": ("resnet", {"widths": [4, 8], "version": 2}),
+    "vgg_bn": ("vgg_bn", {"widths": [4, 6], "convolutions": [1, 2]}),
+    "mobilenet 1": ("mobilenet", {"widths": [4, 8], "expansion": 0}),
+    "mobilenet 2": ("mobilenet", {"widths": [4, 8], "expansion": 2}),
+    "densenet": ("densenet", {"layers": [2, 1], "growth": 4}),
+    "repvgg": ("repvgg", {"widths": [4, 8]}),
+    "airbench": ("airbench", {"widths": [6]}),
 }
 CALIBRATED = ("batch", "frozen_batch", "batch_renorm", "handwritten")
 
@@ -73,6 +79,7 @@ def test_trains_a_step_with_every_norm(case: str, norm: str, shape: tuple[int, .
     for part in (logits, network(x), network.eval()(x)):
         assert bool(torch.isfinite(part).all())
     assert not torch.equal(network.state_dict()["head.weight"], before["head.weight"])
+    assert float(network(x).detach().std(0).max()) > 1e-6, "the same for every input"
 
 
 @pytest.mark.parametrize("case", SMALL)
@@ -135,19 +142,19 @@ def test_the_order_says_where_the_norm_stands_and_which_layer_has_a_bias(case: s
 @pytest.mark.parametrize("case", SMALL)
 def test_without_norms_the_layers_have_biases(case: str) -> None:
     layers = [layer for layer in built(case, norm="none").modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    shortcuts = {"resnet 2": 1}  # a bias beside that of the last convolution would be one bias twice
-    assert sum(layer.bias is None for layer in layers) == shortcuts.get(case, 0)
+    # A shortcut's would stand beside that of the last convolution; the head of the speed run has none.
+    assert sum(layer.bias is None for layer in layers) == {"resnet 2": 1, "airbench": 1}.get(case, 0)
 
 
 @pytest.mark.parametrize("case", SMALL)
 def test_he_initialisation_has_the_variance_of_its_formula(case: str) -> None:
-    network = built(case, widths=[64, 64], norm="none", init="he")
+    network = built(case, **({"growth": 32} if case == "densenet" else {"widths": [64, 64]}), norm="none", init="he")
     layers = [layer for layer in network.modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    for layer in layers:
-        if layer.weight.numel() > 10_000:
-            fan_in = layer.weight[0].numel()
-            assert float(layer.weight.detach().var()) * fan_in == pytest.approx(2, rel=0.1)
-        assert layer.bias is None or not layer.bias.any()
+    large = [layer.weight.detach() for layer in layers if layer.weight.numel() >= 4096]
+    assert large
+    for weight in large:
+        assert float(weight.var()) * weight[0].numel() == pytest.approx(2, rel=0.15)
+    assert not any(bool(layer.bias.any()) for layer in layers if layer.bias is not None)
 
 
 def test_zero_gamma_lets_each_block_begin_as_identity_and_learn() -> None:
@@ -168,6 +175,44 @@ def test_zero_gamma_is_refused_where_a_relu_behind_it_would_pass_no_gradient() -
 def test_a_norm_without_a_gamma_that_learns_cannot_begin_at_zero() -> None:
     with pytest.raises(DataError, match="zero_gamma needs a norm whose gamma learns, norm 'frozen_batch' has none"):
         built("resnet 1", zero_gamma=True, norm="frozen_batch")
+
+
+@pytest.mark.parametrize(
+    ("case", "more", "message"),
+    [
+        ("vgg_bn", {"convolutions": [1, 2, 3]}, "3 convolutions stand beside 2 widths"),
+        ("vgg_bn", {"widths": [4] * 4, "convolutions": [1]}, "too small"),
+        ("airbench", {"widths": [4] * 3}, "too small"),
+        ("plain_cnn", {"norm": "instance", "order": "activation_first"}, "the same for every input"),
+        ("resnet 1", {"widths": [4] * 4, "norm": "instance"}, "more than 1 spatial element"),
+    ],
+)
+def test_keys_that_do_not_fit_together_or_the_inputs_are_refused(case: str, more: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        built(case, **more)
+
+
+def test_the_speed_run_begins_as_identity_with_gammas_that_stay_one_and_scaled_logits() -> None:
+    network = built("airbench", logit_scale=0.5)
+    first = network.features[2]
+    x = torch.rand(2, 8, 5, 5)
+    assert torch.equal(first(x)[:, :6], x[:, :6])
+    norms = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
+    assert all(not norm.weight.requires_grad and norm.bias.requires_grad for norm in norms)
+    order = [type(layer).__name__ for layer in network.features]
+    stage = ["Conv2d", "MaxPool2d", "BatchNorm2d", "GELU", "Conv2d", "BatchNorm2d", "GELU"]
+    assert order == ["Conv2d", "GELU", *stage]
+    network.eval()
+    x = torch.rand(2, *DIGITS)
+    assert torch.equal(network(x), 0.5 * network.head(network.features(x).amax((2, 3))))
+
+
+def test_the_branches_of_repvgg_become_one_convolution() -> None:
+    network = trained_looking(built("repvgg"))
+    folded = bnfold.fold(network, (torch.rand(2, *DIGITS),)).model
+    assert sum(isinstance(layer, nn.Conv2d) for layer in network.modules()) == 6
+    weights = [value for value in folded.state_dict().values() if value.ndim == 4]
+    assert len(weights) == 3
 
 
 def test_what_does_not_fit_the_inputs_is_one_sentence_before_anything_is_trained() -> None:

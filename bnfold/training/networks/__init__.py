@@ -1,8 +1,9 @@
 """Networks with batch norm, by name: one file each, with the keys that a recipe may say of it.
 
-kind.py   what a kind is                 mlp.py  plain_cnn.py  resnet.py
-layers.py a layer, its norm and its activation; initial weights
-norms.py  norms by name                  handwritten.py  batch_renorm.py
+mlp.py     plain_cnn.py  resnet.py  vgg_bn.py  mobilenet.py  densenet.py  repvgg.py  airbench.py
+kind.py    what a kind is
+layers.py  a layer with its norm and its activation; initial weights
+norms.py   norms by name      handwritten.py  batch_renorm.py
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from torch import nn
 
 from bnfold.errors import DataError
 from bnfold.training.fields import Faults, read
-from bnfold.training.networks import mlp, plain_cnn, resnet
+from bnfold.training.networks import airbench, densenet, mlp, mobilenet, plain_cnn, repvgg, resnet, vgg_bn
 from bnfold.training.networks.kind import Kind
 from bnfold.training.networks.layers import initialise
 
-KINDS: Mapping[str, Kind] = {each.KIND.name: each.KIND for each in (mlp, plain_cnn, resnet)}
+_FILES = (mlp, plain_cnn, resnet, vgg_bn, mobilenet, densenet, repvgg, airbench)
+KINDS: Mapping[str, Kind] = {each.KIND.name: each.KIND for each in _FILES}
 
 
 def read_args(kind: object, values: Mapping[str, object], faults: Faults) -> Any:

@@ -25,6 +25,9 @@ class Args:
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
+    if args.norm == "instance" and args.order == "activation_first" and len(args.widths) != 2:
+        # The mean over space of what an instance norm gives is its beta.
+        raise ValueError("norm 'instance' right before the mean over space gives the same for every input")
     return PlainCNN(shape[0], args, classes)
 
 
