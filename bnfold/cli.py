@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 import bnfold
-from bnfold.commands import audit, fold_and_export, inspect, predict, serve, train, unfold, verify
+from bnfold.commands import audit, fold_and_export, inspect, predict, recalibrate, serve, train, unfold, verify
 from bnfold.commands.console import Console
 from bnfold.errors import BnfoldError
 
-COMMANDS = (train, fold_and_export, unfold, inspect, verify, audit, serve, predict)
+COMMANDS = (train, recalibrate, fold_and_export, unfold, inspect, verify, audit, serve, predict)
 
 CANNOT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count

@@ -1,0 +1,119 @@
+"""A checkpoint gets the statistics of other data, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from bnfold.cli import main
+from bnfold.errors import DataError
+from bnfold.training import Checkpoint, load_checkpoint
+from bnfold.training.recalibration import recalibrate_checkpoint
+from bnfold.training.statistics import norms_of
+
+
+def dimmed(checkpoint: Checkpoint) -> np.ndarray:
+    """The held-out digits as another camera sees them: darker by half, on a background of grey."""
+    return checkpoint.held_out()[0] * np.float32(0.5) + np.float32(0.3)
+
+
+@pytest.fixture
+def data(checkpoint: Checkpoint, tmp_path: Path) -> Path:
+    np.savez(tmp_path / "dimmed.npz", x=dimmed(checkpoint))
+    return tmp_path / "dimmed.npz"
+
+
+def accuracy(checkpoint: Checkpoint, x: np.ndarray) -> float:
+    with torch.no_grad():
+        found = checkpoint.module()(torch.from_numpy(x)).argmax(1).numpy()
+    return float((found == checkpoint.held_out()[1]).mean())
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_a_new_domain_is_read_again_without_labels(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, exact: bool
+) -> None:
+    done = recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new", exact=exact, batch_size=100)
+    x = dimmed(checkpoint)
+    assert accuracy(done.checkpoint, x) > accuracy(checkpoint, x) + 0.2
+    assert (done.norms, done.samples) == (2, 359)
+    assert done.before.accuracy == pytest.approx(checkpoint.meta["metrics"]["held_out_accuracy"], abs=1e-12)
+    assert done.after.accuracy == pytest.approx(accuracy(done.checkpoint, checkpoint.held_out()[0]), abs=1e-12)
+
+
+def test_only_the_statistics_change(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
+    made = recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new").checkpoint
+    old, new = checkpoint.module().state_dict(), made.module().state_dict()
+    changed = {name for name in old if not torch.equal(old[name], new[name])}
+    assert changed == {f"{name}.{part}" for name in norms_of(made.module()) for part in ("running_mean", "running_var")}
+    assert {item.name for item in made.path.iterdir()} == {item.name for item in checkpoint.path.iterdir()}
+    for name in ("held_out.safetensors", "history.csv", "curves.png"):
+        assert (made.path / name).read_bytes() == (checkpoint.path / name).read_bytes()
+    metrics = made.meta["metrics"]
+    assert metrics["recalibrated_on"] == "dimmed.npz"
+    assert metrics["recalibrated_samples"] == 359
+    assert "train_accuracy" not in metrics
+    assert made.meta | {"metrics": None} == dict(checkpoint.meta) | {"metrics": None}
+
+
+def test_the_readiness_of_the_new_checkpoint_is_measured_again(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    made = recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new").checkpoint
+    rows = json.loads((made.path / "readiness.json").read_text())["norms"]
+    assert {row["verdict"] for row in rows} == {"drifts"}  # its held-out samples are of the old domain
+
+
+def test_a_folder_of_pictures_will_do(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    (tmp_path / "pictures").mkdir()
+    for at, image in enumerate(dimmed(checkpoint)[:40]):
+        Image.fromarray((image[0] * 255).round().astype(np.uint8)).save(tmp_path / "pictures" / f"{at}.png")
+    done = recalibrate_checkpoint(checkpoint.path, tmp_path / "pictures", tmp_path / "new")
+    assert done.samples == 40
+    assert load_checkpoint(tmp_path / "new").meta["metrics"]["recalibrated_on"] == "pictures"
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.zeros((5, 1, 9, 9), np.float32), "expected"),
+        (np.full((5, 1, 8, 8), np.nan, np.float32), "NaN"),
+        (np.full((5, 1, 8, 8), 1e30, np.float32), "not a finite"),
+        (np.zeros((1, 1, 8, 8), np.float32), "has 1 sample"),
+    ],
+)
+def test_data_that_do_not_fit_leave_nothing_behind(
+    checkpoint: Checkpoint, tmp_path: Path, x: np.ndarray, message: str
+) -> None:
+    np.savez(tmp_path / "bad.npz", x=x)
+    with pytest.raises(DataError, match=message):
+        recalibrate_checkpoint(checkpoint.path, tmp_path / "bad.npz", tmp_path / "new")
+    assert [item.name for item in tmp_path.iterdir()] == ["bad.npz"]
+
+
+def test_an_output_that_exists_is_refused_before_any_work(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="exists"):
+        recalibrate_checkpoint(checkpoint.path, tmp_path / "not there.npz", tmp_path)
+
+
+def test_a_batch_of_one_is_refused(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the batch size is 1; expected 2 or more"):
+        recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new", batch_size=1)
+
+
+def test_the_command_says_what_it_did_to_the_held_out_accuracy(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["recalibrate", str(checkpoint.path), "--data", str(data), "-o", str(tmp_path / "new"), "--json"]
+    assert main([*words, "--exact", "--batch-size", "64"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert Path(document["checkpoint"]) == tmp_path / "new"
+    assert document["before"]["held_out_accuracy"] > document["after"]["held_out_accuracy"]
+    assert load_checkpoint(tmp_path / "new").meta["metrics"]["recalibrated_exactly"] is True
+    assert main(words) == 2
+    assert "exists" in json.loads(capsys.readouterr().out)["error"]
