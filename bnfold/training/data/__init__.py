@@ -3,7 +3,10 @@
 dataset.py        what all of them give              digits.py
 split.py          which samples are held out         mnist.py
 normalisation.py  mean and deviation of the rest     cifar10.py
-                                                     synthetic.py
+                                                     folder.py     pictures, a folder a class
+                                                     npz.py        arrays
+                                                     synthetic.py  made up
+                                                     factory.py    the user's own code
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import DataError
-from bnfold.training.data import cifar10, digits, mnist, synthetic
-from bnfold.training.data.dataset import Array, Dataset, prepare, scaling
+from bnfold.training.data import cifar10, digits, factory, mnist, npz, synthetic
+from bnfold.training.data import folder as pictures
+from bnfold.training.data.dataset import Array, Dataset, check, prepare, scaling
 from bnfold.training.fields import describe
 from bnfold.training.recipe.parts import Data
 
@@ -33,6 +37,8 @@ SOURCES = {
     "digits": _Source(lambda *_: digits.load()),
     "mnist": _Source(mnist.load, ("path", "max_bytes")),
     "cifar10": _Source(cifar10.load, ("path", "max_bytes")),
+    "folder": _Source(pictures.load, ("path", "size", "mode", "held_out", "seed", "max_bytes")),
+    "npz": _Source(npz.load, ("path", "held_out", "seed", "max_bytes")),
     "synthetic": _Source(
         lambda wanted, _: synthetic.load(wanted),
         ("size", "mode", "count", "classes", "held_out", "seed", "max_bytes"),
@@ -45,23 +51,32 @@ def load_dataset(wanted: Data, folder: Path = Path()) -> Dataset:
 
     Raises DataError for one that is not known, that cannot be read, or that a key does not fit.
     """
-    source = SOURCES.get(wanted.name)
+    own = _Source(lambda wanted, folder: factory.load(wanted.name, folder))
+    source = own if ":" in wanted.name else SOURCES.get(wanted.name)
     if source is None:
-        raise DataError(f"data set '{wanted.name}' is not known; expected one of {', '.join(SOURCES)}")
-    for key in describe(Data):
-        value = getattr(wanted, key.name)
-        if key.name not in ("name", *source.keys) and value != key.default:
-            known = f"it knows {', '.join(source.keys)}" if source.keys else "it knows no other key"
-            raise DataError(
-                f"the recipe has {value!r} as 'data.{key.name}', which means nothing to the data set '{wanted.name}'; "
-                f"{known}; leave it out"
-            )
+        raise DataError(
+            f"data set '{wanted.name}' is not known; expected one of {', '.join(SOURCES)}, or module:factory"
+        )
+    _check_keys(wanted, source.keys)
     try:
-        return source.load(wanted, _path(wanted, folder) if "path" in source.keys else folder)
+        found = source.load(wanted, _path(wanted, folder) if "path" in source.keys else folder)
     except OSError as problem:
         raise DataError(f"the data set '{wanted.name}' cannot be read: {problem}") from None
     except MemoryError:
         raise DataError(f"the data set '{wanted.name}' does not fit into this machine's memory; take less") from None
+    check(found, str(folder / wanted.path) if wanted.path else f"the data set '{wanted.name}'")
+    return found
+
+
+def _check_keys(wanted: Data, known: tuple[str, ...]) -> None:
+    for key in describe(Data):
+        value = getattr(wanted, key.name)
+        if key.name not in ("name", *known) and value != key.default:
+            others = f"it knows {', '.join(known)}" if known else "it knows no other key"
+            raise DataError(
+                f"the recipe has {value!r} as 'data.{key.name}', which means nothing to the data set '{wanted.name}'; "
+                f"{others}; leave it out"
+            )
 
 
 def _path(wanted: Data, folder: Path) -> Path:

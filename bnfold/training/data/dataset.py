@@ -67,3 +67,42 @@ def room(shape: Sequence[int], most: int, what: str, remedy: str) -> None:
             f"{what} needs {needed} bytes for {shape[0]} images of {' x '.join(map(str, shape[1:]))}, expected at most "
             f"{most}; {remedy}, or set data.max_bytes={needed}"
         )
+
+
+def check(dataset: Dataset, what: str) -> None:
+    """Raise DataError unless a data set is what `Dataset` says, and can be trained on and judged."""
+    images, classes, held_out, labels = dataset.images, dataset.classes, dataset.held_out, dataset.labels
+    picture = dataset.preprocessing
+    wanted = (images, np.ndarray), (classes, np.ndarray), (held_out, np.ndarray), (picture, Preprocessing)
+    for value, kind in wanted:
+        if not isinstance(value, kind):
+            raise DataError(f"{what} has an object of type {type(value).__name__}, expected a {kind.__name__} there")
+    shape = (picture.channels, picture.height, picture.width)
+    if images.dtype not in (np.uint8, np.float32) or images.shape[1:] != shape or not len(images):
+        raise DataError(
+            f"{what} has {images.dtype} images of {list(images.shape)}, expected uint8 or float32 of N x "
+            f"{' x '.join(map(str, shape))}, as its preprocessing gives them"
+        )
+    for name, array, dtype in (("classes", classes, np.dtype(np.int64)), ("held_out", held_out, np.dtype(bool))):
+        if array.dtype != dtype or array.shape != images.shape[:1]:
+            raise DataError(
+                f"{what} has {array.dtype} {list(array.shape)} as '{name}', expected {dtype} [{len(images)}]"
+            )
+    if images.dtype == np.float32 and not np.isfinite(images).all():
+        raise DataError(f"{what} has NaN or infinite values in its images, expected finite ones; repair them")
+    if len(labels) < 2 or not all(str(label) == label and label and label.isprintable() for label in labels):
+        raise DataError(f"{what} has the labels {list(labels)!r:.200}, expected two or more printable texts")
+    if str(dataset.name) != dataset.name or not dataset.name or not dataset.name.isprintable():
+        raise DataError(f"{what} has the name {dataset.name!r:.80}, expected a printable text")
+    if len(set(labels)) < len(labels):
+        raise DataError(f"{what} has a label twice, expected a name of its own for each class; rename one")
+    if classes.min() < 0 or classes.max() >= len(labels):
+        raise DataError(
+            f"{what} has classes from {classes.min()} to {classes.max()}, expected 0 to {len(labels) - 1} for "
+            f"{len(labels)} labels"
+        )
+    trained = np.bincount(classes[~held_out], minlength=len(labels))
+    if not trained.all():
+        raise DataError(f"{what} has no sample to train on of the class '{labels[int(trained.argmin())]}'; add some")
+    if not held_out.any():
+        raise DataError(f"{what} holds no sample out, expected some that training never sees")

@@ -14,7 +14,10 @@ from bnfold.training.fields import key
 class Data:
     """[data]"""
 
-    name: str = key("`digits`, `mnist`, `cifar10` or `synthetic`, each described in docs/training.md")
+    name: str = key(
+        "`digits`, `mnist`, `cifar10`, `folder` (of pictures), `npz`, `synthetic` (made up), or `module:factory` for "
+        "one that your own code gives"
+    )
     path: str = key("where the files lie, beginning at the recipe's folder", "")
     size: int = key("height and width that every image gets", 32, low=1, high=4096)
     mode: Literal["RGB", "L"] = key("colour, or one channel of grey", "RGB")
