@@ -67,9 +67,9 @@ def test_every_kind_is_tried_here() -> None:
 @pytest.mark.parametrize(("case", "norm"), CASES)
 @pytest.mark.parametrize("shape", [DIGITS, CIFAR], ids=["digits", "cifar"])
 def test_trains_a_step_with_every_norm(case: str, norm: str, shape: tuple[int, ...]) -> None:
-    network = built(case, shape, norm=norm).train()
+    network = built(case, shape, norm=norm, init="he").train()
     before = copy.deepcopy(network.state_dict())
-    x, classes = torch.rand(4, *shape), torch.arange(4)
+    x, classes = torch.randn(4, *shape), torch.arange(4)
     optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
     logits = network(x)
     assert logits.shape == (4, CLASSES)
@@ -79,7 +79,7 @@ def test_trains_a_step_with_every_norm(case: str, norm: str, shape: tuple[int, .
     for part in (logits, network(x), network.eval()(x)):
         assert bool(torch.isfinite(part).all())
     assert not torch.equal(network.state_dict()["head.weight"], before["head.weight"])
-    assert float(network(x).detach().std(0).max()) > 1e-6, "the same for every input"
+    assert float(network(x).detach().std(0).max()) > 1e-4, "the same for every input"
 
 
 @pytest.mark.parametrize("case", SMALL)
