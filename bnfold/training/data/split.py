@@ -16,8 +16,10 @@ def hold_out(classes: Array, share: float, seed: int, labels: tuple[str, ...], w
     held_out = np.zeros(len(classes), bool)
     # Not default_rng: its stream may change with numpy's version, that of RandomState is frozen (NEP 19).
     random = np.random.RandomState(seed)
-    for index, label in enumerate(labels):
-        members = np.flatnonzero(classes == index)
+    order = np.argsort(classes, kind="stable")
+    starts = np.searchsorted(classes[order], np.arange(len(labels) + 1))
+    for label, start, end in zip(labels, starts, starts[1:], strict=False):
+        members = order[start:end]
         if len(members) < 2:
             raise DataError(
                 f"{what} has {len(members)} samples of the class '{label}', expected at least 2: one to train on, one "
