@@ -185,7 +185,7 @@ def _legend(found: Readiness) -> Iterator[str]:
         (
             "amplification",
             f"How many roundoffs a folded output may be off by at worst, against its usual size; {AMPLIFICATION:,.0f} "
-            "or less is taken for good.",
+            "or less is taken for good. Of norms that stand right behind the linear that takes them in.",
         ),
         (
             "largest number",
