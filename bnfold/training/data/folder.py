@@ -31,11 +31,11 @@ def load(wanted: Data, path: Path) -> Dataset:
     roots = parts if all(part.is_dir() for part in parts) else [path]
     found = [_pictures(root) for root in roots]
     labels = _labels(roots, found)
-    listed = [_in_turn(part, labels) for part in found]
-    classes = np.asarray([index for part in listed for index, _ in part], np.int64)
-    files = [file for part in listed for _, file in part]
-    if len(listed) == 2:
-        held_out = np.arange(len(files)) >= len(listed[0])
+    files = [file for part in found for label in labels for file in part[label]]
+    numbers = [index for part in found for index, label in enumerate(labels) for _ in part[label]]
+    classes = np.asarray(numbers, np.int64)
+    if len(found) == 2:
+        held_out = np.arange(len(files)) >= sum(len(each) for each in found[0].values())
     else:
         held_out = hold_out(classes, wanted.held_out, wanted.seed, labels, str(path))
     images = _decoded(files, wanted, path)
@@ -54,12 +54,6 @@ def _labels(roots: Sequence[Path], found: Sequence[Mapping[str, Sequence[Path]]]
         which, other = (roots[0], roots[-1]) if label in labels else (roots[-1], roots[0])
         raise DataError(f"{which} has the class '{label}' and {other} has not; expected the same classes in both")
     return labels
-
-
-def _in_turn(part: Mapping[str, Sequence[Path]], labels: Sequence[str]) -> list[tuple[int, Path]]:
-    """(class, file): one of each class in turn, as a checkpoint may keep no more than the first of those held out."""
-    turns = sorted((turn, index) for index, label in enumerate(labels) for turn in range(len(part[label])))
-    return [(index, part[labels[index]][turn]) for turn, index in turns]
 
 
 def _pictures(root: Path) -> dict[str, list[Path]]:
