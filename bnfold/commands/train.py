@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +14,8 @@ from bnfold.commands.options import Commands, add_command
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
+
+INTERRUPTED = 130  # 128 + SIGINT, as bnfold.cli has it
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +25,8 @@ def add(commands: Commands) -> None:
         "train",
         run,
         "Train the network of a recipe. Writes a checkpoint folder: weights.safetensors, checkpoint.json, "
-        "history.csv and curves.png.",
+        "held_out.safetensors, history.csv and curves.png. While it trains, FOLDER.partial has a snapshot of the last "
+        "epoch, from which --resume goes on after whatever stopped it, bit for bit on the CPU.",
     )
     parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="what to train, on what, and how")
     parser.add_argument(
@@ -37,6 +44,12 @@ def add(commands: Commands) -> None:
         help="override one value of the recipe, with dots between tables, as in --set train.epochs=5; repeatable",
     )
     parser.add_argument(
+        "--resume",
+        metavar="FOLDER",
+        type=Path,
+        help="go on with the run that was to write this checkpoint folder, with the same recipe and --set",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
@@ -50,13 +63,19 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from bnfold.commands.console import shown
     from bnfold.training import train
 
-    checkpoint = train(
-        options.recipe,
-        device=options.device,
-        overrides=options.overrides,
-        output=options.output,
-        progress=console.progress,
-    )
+    try:
+        with _terminated_like_interrupted():
+            checkpoint = train(
+                options.recipe,
+                device=options.device,
+                overrides=options.overrides,
+                output=options.output,
+                resume=options.resume,
+                progress=console.progress,
+            )
+    except KeyboardInterrupt as stopped:
+        console.failure(str(stopped) or "interrupted")
+        return INTERRUPTED
     metrics = checkpoint.meta["metrics"]
     document = {
         "checkpoint": str(checkpoint.path),
@@ -67,3 +86,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     numbers = "\n".join(f"  {key}: {value}" for key, value in metrics.items())
     console.result(document, f"{shown(checkpoint.path)}\n{numbers}")
     return 0
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM, by which batch systems end what they run, is an interrupt too: it says how to go on."""
+    if threading.current_thread() is not threading.main_thread():  # only there can signals be handled
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,120 +1,131 @@
-"""The training loop: one device, whole data set on it, augmentation there too, the same code on CPU and CUDA."""
+"""The training loop: one device, the whole data set on it, augmentation there too, the same code on CPU and CUDA."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnfold.errors import DataError
-from bnfold.training.data import Array, Dataset, prepare
-from bnfold.training.recipe import Optimizer, Recipe
+from bnfold.training.augmentation import augment
+from bnfold.training.data import Array, Dataset, scaling
+from bnfold.training.divergence import Divergence, Watch, first_layer_not_finite
+from bnfold.training.execution import Forward, autocast, forward_of
+from bnfold.training.memory import does_not_fit
+from bnfold.training.run import Epoch as Epoch
+from bnfold.training.run import Run
+from bnfold.training.schedules import SCHEDULES
 
 Progress = Callable[[str], None]
 
-
-@dataclass(frozen=True)
-class Epoch:
-    """One row of the history. Losses are mean cross-entropies in nats, accuracies shares of 1, seconds wall-clock."""
-
-    epoch: int
-    learning_rate: float
-    train_loss: float
-    train_accuracy: float
-    held_out_loss: float
-    held_out_accuracy: float
-    seconds: float
+_EVALUATED = 1024  # images at once
+_EVALUATED_BYTES = 2**26  # and no more of them than this as float32
 
 
-def choose_device(name: str) -> torch.device:
-    """cpu, cuda, or auto: CUDA where there is a device. Raises DataError when CUDA is asked for and absent."""
-    if name not in ("auto", "cpu", "cuda"):
-        raise DataError(f"device '{name}' is not known; expected auto, cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise DataError("device 'cuda' was asked for, but torch finds no CUDA device; use --device cpu or auto")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+class Feed:
+    """Images (N, C, H, W) and classes (N,) on a device, the images as they are stored: those of bytes stay bytes."""
+
+    def __init__(self, part: tuple[Array, Array], data: Dataset, device: torch.device, channels_last: bool) -> None:
+        self.images, self.classes = (torch.from_numpy(array).to(device) for array in part)
+        self._scaling: tuple[torch.Tensor, ...] | None = None
+        if self.images.dtype == torch.uint8:
+            self._scaling = tuple(torch.from_numpy(array).to(device) for array in scaling(data.preprocessing))
+        self._format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """Images as the network takes them, float32, and classes."""
+        images = self.images[index]
+        if self._scaling is not None:
+            factor, offset = self._scaling
+            images = images * factor + offset
+        return images.contiguous(memory_format=self._format), self.classes[index]
 
 
-def fit(network: nn.Module, data: Dataset, recipe: Recipe, device: torch.device, progress: Progress) -> list[Epoch]:
-    """Train a network in place; gives the history, one row an epoch.
+def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None]) -> None:
+    """Train to the end, from wherever the run stands. snapshot: called after an epoch, as often as the recipe says.
 
-    The order of the data and the augmentation come from the recipe's seed alone. Raises DataError when the loss is no
-    longer finite.
+    The order of the data and the augmentation come from the recipe's seed alone. Raises Divergence when the loss is no
+    longer finite, and DataError when a batch does not fit the memory.
     """
-    network.to(device)
-    if device.type == "cuda":
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    images, classes = _on_device(*data.training_part(), data, device)
-    held_out = _on_device(*data.held_out_part(), data, device)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    optimizer = _optimizer(network, recipe.optimizer)
-    batches = _batches(len(images), recipe.train.batch_size)
-    schedule = _schedule(optimizer, recipe, steps=recipe.train.epochs * len(batches))
-    history = []
-    for epoch in range(1, recipe.train.epochs + 1):
+    wanted = run.recipe.train
+    training = Feed(data.training_part(), data, run.device, wanted.channels_last)
+    held_out = Feed(data.held_out_part(), data, run.device, wanted.channels_last)
+    forward = forward_of(run.network, wanted, run.device)
+    while not run.is_over:
         start = time.perf_counter()
-        network.train()
-        order = torch.randperm(len(images), generator=generator)
-        loss_sum = torch.zeros((), device=device)
-        correct = torch.zeros((), device=device)
-        rate = optimizer.param_groups[0]["lr"]
-        for batch in batches:
-            index = order[batch].to(device)
-            x = _shifted(images[index], recipe.augmentation.shift, generator)
-            logits = network(x)
-            loss = F.cross_entropy(logits, classes[index], label_smoothing=recipe.train.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
-            loss_sum += loss.detach() * len(index)
-            correct += (logits.detach().argmax(1) == classes[index]).sum()
-        mean_loss = float(loss_sum) / len(images)
-        loss_out, accuracy_out = evaluate(network, *held_out)
-        _check_finite(recipe.name, epoch, {"loss": mean_loss, "held-out loss": loss_out})
+        out_of_memory = False
+        try:
+            rate, train_loss, train_accuracy = _train_epoch(run, training, forward)
+        except torch.OutOfMemoryError:
+            out_of_memory = True  # outside of this block the batch that failed is let go
+        if out_of_memory:
+            raise does_not_fit(wanted.batch_size, run.device, lambda size: _attempt(run, training, size))
+        held_out_loss, held_out_accuracy = evaluate(run.judged, held_out)
+        epoch = len(run.history) + 1
+        if not math.isfinite(held_out_loss):
+            # The last step of an epoch can break the network while its own loss is still finite.
+            raise _diverged(run.judged, "held-out loss", held_out_loss, epoch, held_out.batch(slice(_EVALUATED))[0])
         seconds = time.perf_counter() - start
-        row = Epoch(epoch, rate, mean_loss, float(correct) / len(images), loss_out, accuracy_out, seconds)
-        history.append(row)
-        progress(
-            f"epoch {epoch}/{recipe.train.epochs}  loss {mean_loss:.4f}  held-out accuracy {accuracy_out:.2%}  "
-            f"{len(images) / seconds:.0f} images/s"
-        )
-    return history
+        run.add(Epoch(epoch, rate, train_loss, train_accuracy, held_out_loss, held_out_accuracy, seconds))
+        if epoch % wanted.snapshot == 0 or run.is_over:
+            snapshot()
+        progress(_line(run, len(training)))
 
 
-def _on_device(images: Array, classes: Array, data: Dataset, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    return torch.from_numpy(prepare(images, data.preprocessing)).to(device), torch.from_numpy(classes).to(device)
+def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, float, float]:
+    """One pass over the data: its first learning rate, and the mean loss and accuracy of its steps."""
+    wanted = run.recipe.train
+    batches = batch_slices(len(training), wanted.batch_size)
+    step, steps = len(run.history) * len(batches), wanted.epochs * len(batches)
+    watch = Watch(run.device)
+    run.network.train()
+    order = torch.randperm(len(training), generator=run.generator).to(run.device)
+    loss_sum, correct = torch.zeros((), device=run.device), torch.zeros((), device=run.device)
+    first_rate = _set_rate(run, step, steps)
+    for batch in batches:
+        _set_rate(run, step, steps)
+        images, classes = training.batch(order[batch])
+        images = augment(images, run.recipe.augmentation, run.generator)
+        with autocast(wanted, run.device):
+            logits = forward(images)
+            loss = F.cross_entropy(logits, classes, label_smoothing=wanted.label_smoothing)
+        watch.note(loss)
+        run.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not watch.is_finite():
+            raise _diverged(run.network, "loss", float(loss.detach()), len(run.history) + 1, images)
+        if run.recipe.optimizer.clip_norm:
+            nn.utils.clip_grad_norm_(run.network.parameters(), run.recipe.optimizer.clip_norm)
+        run.optimizer.step()
+        step += 1
+        if run.average is not None:
+            run.average.update(run.network, step)
+        loss_sum += loss.detach() * len(classes)
+        correct += (logits.detach().argmax(1) == classes).sum()
+    return first_rate, float(loss_sum) / len(training), float(correct) / len(training)
 
 
-def _check_finite(name: str, epoch: int, losses: Mapping[str, float]) -> None:
-    # The last step of an epoch can break the network while its own loss is still finite: only the held-out one tells.
-    for which, value in losses.items():
-        if not math.isfinite(value):
-            raise DataError(
-                f"recipe '{name}': the {which} became {value} in epoch {epoch}, expected a finite one; "
-                "lower optimizer.learning_rate; no checkpoint was written"
-            )
-
-
-def evaluate(network: nn.Module, images: torch.Tensor, classes: torch.Tensor) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in eval mode. images: (N, ...); classes: (N,)."""
+def evaluate(network: nn.Module, feed: Feed) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in eval mode and float32."""
     network.eval()
     loss, correct = 0.0, 0
+    at_once = max(1, min(_EVALUATED, _EVALUATED_BYTES // (4 * feed.images[0].numel())))
     with torch.no_grad():
-        for start in range(0, len(images), 1024):
-            part = slice(start, start + 1024)
-            logits = network(images[part])
-            loss += float(F.cross_entropy(logits, classes[part], reduction="sum"))
-            correct += int((logits.argmax(1) == classes[part]).sum())
-    return loss / len(images), correct / len(images)
+        for start in range(0, len(feed), at_once):
+            images, classes = feed.batch(slice(start, start + at_once))
+            logits = network(images)
+            loss += float(F.cross_entropy(logits, classes, reduction="sum"))
+            correct += int((logits.argmax(1) == classes).sum())
+    return loss / len(feed), correct / len(feed)
 
 
-def _batches(count: int, size: int) -> list[slice]:
+def batch_slices(count: int, size: int) -> list[slice]:
     """Slices of the shuffled data. A last batch of 1 joins the one before: batch norm cannot train on one sample."""
     starts = list(range(0, count, size))
     if count - starts[-1] == 1 and len(starts) > 1:
@@ -122,42 +133,41 @@ def _batches(count: int, size: int) -> list[slice]:
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 
 
-def _optimizer(network: nn.Module, wanted: Optimizer) -> torch.optim.Optimizer:
-    """Weight decay on matrices and kernels only: norms and biases are vectors."""
-    parameters = list(network.parameters())
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": wanted.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if wanted.kind == "adamw":
-        return torch.optim.AdamW(groups, lr=wanted.learning_rate, betas=(wanted.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=wanted.learning_rate, momentum=wanted.momentum, nesterov=wanted.momentum > 0)
+def _set_rate(run: Run, step: int, steps: int) -> float:
+    rate = run.recipe.optimizer.learning_rate * SCHEDULES[run.recipe.train.schedule](step, steps)
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    return rate
 
 
-def _schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, *, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
-    """The learning rate's factor by step: up over the first fifth and down to zero, a half cosine, or always 1."""
-
-    def one_cycle(step: int) -> float:
-        peak = max(1, steps // 5)
-        return (step + 1) / peak if step < peak else max(0.0, (steps - step) / max(1, steps - peak))
-
-    factors: dict[str, Callable[[int], float]] = {
-        "one_cycle": one_cycle,
-        "cosine": lambda step: 0.5 * (1 + math.cos(math.pi * step / steps)),
-        "constant": lambda _: 1.0,
-    }
-    return torch.optim.lr_scheduler.LambdaLR(optimizer, factors[recipe.train.schedule])
+def _attempt(run: Run, training: Feed, size: int) -> None:
+    """One forward and one backward pass, of which nothing is kept."""
+    run.optimizer.zero_grad(set_to_none=True)
+    images, classes = training.batch(slice(size))
+    with autocast(run.recipe.train, run.device):
+        loss = F.cross_entropy(run.network(images), classes)
+    loss.backward()  # type: ignore[no-untyped-call]
+    run.optimizer.zero_grad(set_to_none=True)
 
 
-def _shifted(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
-    """Each image (N, C, H, W) moved by up to `most` pixels in each direction; zeros come in."""
-    if most == 0:
-        return images
-    count, _, height, width = images.shape
-    offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(images.device)
-    padded = F.pad(images, (most, most, most, most))
-    rows = (offsets[0][:, None] + torch.arange(height, device=images.device))[:, None, :, None]
-    columns = (offsets[1][:, None] + torch.arange(width, device=images.device))[:, None, None, :]
-    samples = torch.arange(count, device=images.device)[:, None, None, None]
-    channels = torch.arange(images.shape[1], device=images.device)[None, :, None, None]
-    return padded[samples, channels, rows, columns]
+def _diverged(network: nn.Module, which: str, value: float, epoch: int, images: torch.Tensor) -> Divergence:
+    layer = first_layer_not_finite(network, images)
+    where = f", first in the output of the layer '{layer}'" if layer else ""
+    return Divergence(f"the {which} became {value} in epoch {epoch}{where}, expected a finite one")
+
+
+def _line(run: Run, images: int) -> str:
+    """What a person who waits wants to know."""
+    row, wanted = run.history[-1], run.recipe.train
+    left = (wanted.epochs - row.epoch) * sum(each.seconds for each in run.history) / len(run.history)
+    return (
+        f"epoch {row.epoch}/{wanted.epochs}  loss {row.train_loss:.4f}  "
+        f"held-out accuracy {row.held_out_accuracy:.2%}  {images / row.seconds:.0f} images/s"
+        + (f"  {_duration(left)} left" if not run.is_over else "")
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
 import importlib.metadata
 import platform
-from collections.abc import Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, check_folder, save_checkpoint
+from bnfold.errors import DataError
+from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from bnfold.training.data import Dataset, load_dataset
-from bnfold.training.loop import Epoch, Progress, choose_device, fit
+from bnfold.training.divergence import Divergence
+from bnfold.training.execution import choose_device, settings
+from bnfold.training.loop import Progress, fit
 from bnfold.training.networks import build_network
+from bnfold.training.place import Place, claim, claim_next, reopen
 from bnfold.training.recipe import Recipe, load_recipe
-
-RUNS = Path("runs")
+from bnfold.training.run import Epoch, Run, begin
+from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
 
 
 def train(
@@ -26,44 +32,122 @@ def train(
     device: str = "auto",
     overrides: Sequence[str] = (),
     output: Path | str | None = None,
+    resume: Path | str | None = None,
     progress: Progress | None = None,
 ) -> Checkpoint:
     """Train the network of a recipe.
 
     device: auto, cpu or cuda. overrides: `key=value` with dots between tables. output: the checkpoint folder, which
-    must not exist; the next free `runs/<name>/<n>` by default. progress: called with one line an epoch.
+    must not exist; the next free `runs/<name>/<n>` by default. resume: the checkpoint folder of a run that was stopped,
+    in place of output; with the same recipe and overrides it goes on after the last epoch that was done. progress:
+    called with one line an epoch.
 
-    The same recipe, seed and machine give the same weights bit for bit on the CPU. Raises DataError for a recipe that
-    cannot be followed, a device that is not there, a loss that is not finite, or a folder that exists.
+    The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
+    DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
+    does not fit the memory, or a folder that exists or cannot be written; KeyboardInterrupt says how to go on.
     """
     wanted = load_recipe(recipe, overrides)
-    place = choose_device(device)
-    folder = Path(output) if output is not None else _next_run(wanted.name)
-    check_folder(folder)
+    target = choose_device(device)
+    if output is not None and resume is not None:
+        raise DataError("a new folder and one to resume were both given; expected one of them, --output or --resume")
+    place = reopen(Path(resume)) if resume is not None else None
+    if place is not None and place.folder.is_dir():
+        return _finished(place, wanted)
     data = load_dataset(wanted.data, wanted.folder)
-    shape = data.images.shape[1:]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(wanted.seed)
-        network = build_network(wanted.network.kind, shape, len(data.labels), wanted.network.args)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(wanted.train.threads)
+    if place is None:
+        place = claim(Path(output)) if output is not None else claim_next(wanted.name)
     try:
-        history = fit(network, data, wanted, place, progress or (lambda _: None))
+        with settings(wanted, target):
+            run = _begin(wanted, data, target)
+            identity = fingerprint(data)
+            if place.snapshot.exists():
+                restore(place.snapshot, run, identity)
+            with _going_on(place, ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]):
+                fault = _fit(run, data, progress, lambda: write_snapshot(place.snapshot, run, identity))
+                return _save(run, data, place, fault)
     finally:
-        torch.set_num_threads(threads)
-    meta = _meta(wanted, data, history, place)
-    return save_checkpoint(folder, network.to("cpu"), meta, history, data.held_out_part(), counted=output is None)
+        place.release_unless_resumable()
 
 
-def _next_run(name: str) -> Path:
-    """The first number that is above all that are taken."""
-    root = RUNS / name
-    taken = [int(item.name) for item in root.iterdir() if item.name.isdecimal()] if root.is_dir() else []
-    return root / str(max(taken, default=0) + 1)
+def train_in_memory(
+    recipe: Recipe, *, device: str = "auto", progress: Progress | None = None
+) -> tuple[nn.Module, list[Epoch]]:
+    """Train and write nothing: the network in eval mode, on the CPU, and the history.
+
+    Raises DataError as `train` does.
+    """
+    target = choose_device(device)
+    data = load_dataset(recipe.data, recipe.folder)
+    with settings(recipe, target):
+        run = _begin(recipe, data, target)
+        fault = _fit(run, data, progress, lambda: None)
+    if fault:
+        raise DataError(fault)
+    run.network.load_state_dict(run.kept)
+    return run.network.to("cpu").eval(), run.history
 
 
-def _meta(recipe: Recipe, data: Dataset, history: Sequence[Epoch], device: torch.device) -> dict[str, Any]:
-    last = history[-1]
+def _fit(run: Run, data: Dataset, progress: Progress | None, snapshot: Callable[[], None]) -> str:
+    """Train to the end, or as far as it goes: the sentence that says why no further, or nothing."""
+    try:
+        fit(run, data, progress or (lambda _: None), snapshot)
+    except Divergence as problem:
+        return f"recipe '{run.recipe.name}': {problem}; {_remedy(run.recipe)}"
+    return ""
+
+
+def _save(run: Run, data: Dataset, place: Place, fault: str) -> Checkpoint:
+    """The checkpoint of what is kept. fault: why the training ended early; then it is raised, after the writing."""
+    if not run.kept:
+        raise DataError(f"{fault}; no checkpoint was written")
+    run.network.load_state_dict(run.kept)
+    made = save_checkpoint(
+        place.folder, run.network.to("cpu"), _meta(run, data), run.history, data.held_out_part(), counted=place.counted
+    )
+    place.release()
+    if fault:
+        raise DataError(f"{fault}; the checkpoint {made.path} has the weights of epoch {run.kept_epoch}")
+    return made
+
+
+@contextlib.contextmanager
+def _going_on(place: Place, command: Sequence[str]) -> Iterator[None]:
+    """What stops a run says how it can go on. command: what it was started by."""
+    try:
+        yield
+    except (DataError, KeyboardInterrupt) as problem:
+        sentence = str(problem) or "interrupted"
+        if place.snapshot.exists():
+            again = shlex.join([*command, "--resume", str(place.folder)])
+            sentence += f"; the snapshot of the last epoch stays, and `{again}` goes on from it"
+        raise type(problem)(sentence) from None
+
+
+def _begin(recipe: Recipe, data: Dataset, device: torch.device) -> Run:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        kind, args = recipe.network.kind, recipe.network.args
+        network = build_network(kind, data.images.shape[1:], len(data.labels), args)
+    return begin(network, recipe, device)
+
+
+def _finished(place: Place, recipe: Recipe) -> Checkpoint:
+    """The run was stopped after its checkpoint was there, or not at all."""
+    made = load_checkpoint(place.folder)
+    check_same(place.folder, recipe_document(recipe), made.meta["recipe"])
+    place.release()
+    return made
+
+
+def _remedy(recipe: Recipe) -> str:
+    others = [] if recipe.optimizer.clip_norm else ["set optimizer.clip_norm=1"]
+    if recipe.train.precision != "float32":
+        others.append("set train.precision=float32")
+    return " or ".join(["lower optimizer.learning_rate", *others])
+
+
+def _meta(run: Run, data: Dataset) -> dict[str, Any]:
+    recipe, row = run.recipe, run.history[run.kept_epoch - 1]
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
@@ -72,7 +156,7 @@ def _meta(recipe: Recipe, data: Dataset, history: Sequence[Epoch], device: torch
         "labels": list(data.labels),
         "preprocessing": data.preprocessing.to_dict(),
         "data": data.name,
-        "recipe": {key: value for key, value in dataclasses.asdict(recipe).items() if key != "folder"},
+        "recipe": recipe_document(recipe),
         "seed": recipe.seed,
         "versions": {
             "python": platform.python_version(),
@@ -80,12 +164,13 @@ def _meta(recipe: Recipe, data: Dataset, history: Sequence[Epoch], device: torch
             "scikit-learn": importlib.metadata.version("scikit-learn"),
         },
         "metrics": {
-            "held_out_accuracy": last.held_out_accuracy,
-            "held_out_loss": last.held_out_loss,
-            "train_accuracy": last.train_accuracy,
-            "train_loss": last.train_loss,
-            "epochs": last.epoch,
-            "seconds": round(sum(row.seconds for row in history), 3),
-            "device": device.type,
+            "held_out_accuracy": row.held_out_accuracy,
+            "held_out_loss": row.held_out_loss,
+            "train_accuracy": row.train_accuracy,
+            "train_loss": row.train_loss,
+            "epochs": len(run.history),
+            "kept_epoch": row.epoch,
+            "seconds": round(sum(each.seconds for each in run.history), 3),
+            "device": run.device.type,
         },
     }

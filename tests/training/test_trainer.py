@@ -15,8 +15,11 @@ from safetensors.torch import load_file
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_recipe, train, trainer
 from bnfold.training.data import Dataset, load_dataset
-from bnfold.training.loop import _batches, _optimizer, _schedule, _shifted
-from bnfold.training.recipe import Data
+from bnfold.training.fields import describe
+from bnfold.training.loop import batch_slices
+from bnfold.training.optimizers import build_optimizer
+from bnfold.training.recipe import Data, Train
+from bnfold.training.schedules import SCHEDULES
 
 
 def test_training_learns(checkpoint: Checkpoint) -> None:
@@ -41,7 +44,9 @@ def test_the_statistics_of_the_norms_are_trained(checkpoint: Checkpoint) -> None
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(recipe: Path, checkpoint: Checkpoint) -> None:
-    again = train(recipe, output=recipe.parent / "again")
+    again = train(
+        recipe, output=recipe.parent / "again"
+    )  # after another one in this process, which must leave no trace
     other = train(recipe, output=recipe.parent / "other", overrides=["seed=1"])
     states = [load_file(item.path / "weights.safetensors") for item in (checkpoint, again, other)]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
@@ -165,7 +170,8 @@ def test_held_out_samples_do_not_touch_the_weights(
 def test_every_option_of_the_loop_has_its_effect(recipe: Path, tmp_path: Path) -> None:
     options = [
         "optimizer.kind=adamw", "optimizer.momentum=0.5", "optimizer.weight_decay=0.1", "train.schedule=cosine",
-        "train.label_smoothing=0.1", "train.batch_size=32", "augmentation.shift=0",
+        "train.label_smoothing=0.1", "train.batch_size=32", "augmentation.shift=0", "augmentation.flip=true",
+        "augmentation.cutout=3", "optimizer.clip_norm=0.5", "train.ema=0.9", "train.precision=bfloat16",
     ]  # fmt: skip
     runs = {
         option: train(recipe, output=tmp_path / option, overrides=["train.epochs=1", option]).path
@@ -180,7 +186,9 @@ def test_norms_and_biases_do_not_decay(recipe: Path) -> None:
     for kind in ("sgd", "adamw"):
         wanted = load_recipe(recipe, [f"optimizer.kind={kind}"]).optimizer
         decay = {
-            id(p): group["weight_decay"] for group in _optimizer(network, wanted).param_groups for p in group["params"]
+            id(p): group["weight_decay"]
+            for group in build_optimizer(network, wanted).param_groups
+            for p in group["params"]
         }
         found = {name: decay[id(parameter)] for name, parameter in network.named_parameters()}
         assert found == {"0.weight": 0.0005, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
@@ -190,20 +198,24 @@ def test_norms_and_biases_do_not_decay(recipe: Path) -> None:
     ("schedule", "first", "peak", "last"),
     [("one_cycle", 0.05, 20, 0.0125), ("cosine", 1, 0, (1 + np.cos(0.99 * np.pi)) / 2), ("constant", 1, 0, 1)],
 )
-def test_the_learning_rate_follows_the_schedule(
-    recipe: Path, schedule: str, first: float, peak: int, last: float
-) -> None:
-    wanted = load_recipe(recipe, [f"train.schedule={schedule}", "optimizer.learning_rate=1"])
-    optimizer = _optimizer(torch.nn.Linear(2, 2), wanted.optimizer)
-    scheduler = _schedule(optimizer, wanted, steps=100)
-    rates = []
-    for _ in range(100):
-        rates.append(optimizer.param_groups[0]["lr"])
-        optimizer.step()
-        scheduler.step()
-    assert rates[0] == pytest.approx(first)
-    assert rates[peak] == max(rates) == 1
-    assert rates[-1] == pytest.approx(last)
+def test_the_learning_rate_follows_the_schedule(schedule: str, first: float, peak: int, last: float) -> None:
+    factors = [SCHEDULES[schedule](step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(first)
+    assert factors[peak] == max(factors) == 1
+    assert factors[-1] == pytest.approx(last)
+
+
+def test_every_schedule_of_a_recipe_is_there() -> None:
+    (key,) = (each for each in describe(Train) if each.name == "schedule")
+    assert set(key.choices) == set(SCHEDULES)
+
+
+def test_every_step_has_the_rate_of_the_schedule(recipe: Path, tmp_path: Path) -> None:
+    """The history has the rate of each epoch's first step: 45 steps in all, of which 9 go up."""
+    made = train(recipe, output=tmp_path / "run", overrides=["train.batch_size=100", "train.epochs=3"])
+    with (made.path / "history.csv").open() as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([0.1 * SCHEDULES["one_cycle"](step, 45) for step in (0, 15, 30)], rel=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -217,15 +229,5 @@ def test_an_unknown_device_is_one_sentence(recipe: Path, tmp_path: Path) -> None
 
 
 def test_no_batch_has_a_single_sample() -> None:
-    assert [batch.stop - batch.start for batch in _batches(65, 32)] == [32, 33]
-    assert [batch.stop - batch.start for batch in _batches(66, 32)] == [32, 32, 2]
-
-
-def test_shifting_moves_an_image_and_brings_in_zeros() -> None:
-    images = torch.arange(1.0, 10).reshape(1, 1, 3, 3).repeat(200, 1, 1, 1)
-    moved = _shifted(images, 1, torch.Generator().manual_seed(0))
-    found = {tuple(row) for row in moved.reshape(200, -1).tolist()}
-    assert len(found) == 9
-    assert tuple(range(1, 10)) in found, "no shift"
-    assert (5, 6, 0, 8, 9, 0, 0, 0, 0) in found, "up and left by one"
-    assert _shifted(images, 0, torch.Generator()) is images
+    assert [batch.stop - batch.start for batch in batch_slices(65, 32)] == [32, 33]
+    assert [batch.stop - batch.start for batch in batch_slices(66, 32)] == [32, 32, 2]

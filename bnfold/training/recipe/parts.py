@@ -51,6 +51,12 @@ class Optimizer:
     learning_rate: float = key("the largest", low=0, high=1e6, above=True)
     momentum: float = key("of `sgd`; the first beta of `adamw`", 0.9, low=0, high=0.9999)
     weight_decay: float = key("never on norms and biases", 0.0, low=0, high=1e6)
+    clip_norm: float = key(
+        "gradients of a larger Euclidean norm, over all parameters, are scaled down to it; 0: never",
+        0.0,
+        low=0,
+        high=1e6,
+    )
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,31 @@ class Train:
         "of the CPU; part of the recipe, so that the same recipe gives the same bits on machines with more cores",
         1, low=1, high=1024,
     )  # fmt: skip
+    ema: float = key(
+        "the decay by step of an exponential moving average of the weights and of the norms' statistics, which then is "
+        "what is evaluated and saved; 0: none",
+        0.0, low=0, high=0.99999,
+    )  # fmt: skip
+    keep: Literal["last", "best"] = key(
+        "the weights that are saved: of the `last` epoch, or of the one with the `best` held-out accuracy, of equal "
+        "ones the one with the lower loss; the figure is then a choice made on the held-out samples",
+        "last",
+    )
+    patience: int = key(
+        "the training ends after so many epochs without a better held-out accuracy; 0: never", 0, low=0, high=1_000_000
+    )
+    snapshot: int = key(
+        "epochs from one snapshot, from which a run can be resumed, to the next", 1, low=1, high=1_000_000
+    )
+    precision: Literal["float32", "bfloat16"] = key(
+        "of the training steps: `bfloat16` is torch's autocast; weights stay float32, and held-out samples are "
+        "always evaluated in float32",
+        "float32",
+    )
+    tf32: bool = key("products of float32 in TF32, on CUDA; elsewhere without effect", False)
+    channels_last: bool = key("images and kernels lie in memory with their channels last, which CUDA prefers", False)
+    compile: bool = key("the network is compiled by torch.compile", False)
+    cuda_graphs: bool = key("compiled, and replayed as CUDA graphs; elsewhere than on CUDA without effect", False)
 
 
 @dataclass(frozen=True)
@@ -78,6 +109,8 @@ class Augmentation:
     """[augmentation]: of the images that are trained on."""
 
     shift: int = key("images are moved by up to so many pixels in each direction, zeros come in", 0, low=0, high=64)
+    flip: bool = key("half of the images, by chance, are mirrored left to right", False)
+    cutout: int = key("a square of so many pixels anywhere in the image is zero; 0: none", 0, low=0, high=1024)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,31 @@
+"""The exponential moving average of a network."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import nn
+
+
+class Average:
+    """A copy of a network whose weights and statistics follow it: average <- decay * average + (1 - decay) * network.
+
+    The running statistics of its norms are averaged like the weights: those of the network belong to other weights.
+    Integer buffers are copied. The first steps have the smaller decay (1 + step) / (10 + step), so that the initial
+    weights are soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        self.network = copy.deepcopy(network).requires_grad_(False)
+        self._decay = decay
+
+    @torch.no_grad()
+    def update(self, network: nn.Module, step: int) -> None:
+        """Take in the weights after a step; step: of the whole training, from 1."""
+        weight = 1 - min(self._decay, (1 + step) / (10 + step))
+        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+            if mine.is_floating_point():
+                mine.lerp_(theirs, weight)
+            else:
+                mine.copy_(theirs)

@@ -1,0 +1,40 @@
+"""A batch that does not fit the memory of the device: which one would."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from bnfold.errors import DataError
+
+SMALLEST = 2  # batch norm cannot train on one sample
+
+
+def does_not_fit(size: int, device: torch.device, attempt: Callable[[int], None]) -> DataError:
+    """The sentence for a batch size, once it has failed. attempt: a forward and a backward pass with so many samples.
+
+    The size is halved until one goes through; the state of an optimiser that has not stepped yet is not counted.
+    """
+    largest = size // 2
+    while largest >= SMALLEST and not _goes_through(largest, device, attempt):
+        largest //= 2
+    if largest < SMALLEST:
+        return DataError(
+            f"train.batch_size is {size}, which does not fit the memory of the device '{device}', and neither does a "
+            "batch of 2; take a smaller network or smaller images"
+        )
+    return DataError(
+        f"train.batch_size is {size}, which does not fit the memory of the device '{device}'; a step of {largest} went "
+        f"through: set train.batch_size={largest} or lower"
+    )
+
+
+def _goes_through(size: int, device: torch.device, attempt: Callable[[int], None]) -> bool:
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    try:
+        attempt(size)
+    except torch.OutOfMemoryError:
+        return False
+    return True
