@@ -16,7 +16,7 @@ from torch import nn
 
 from bnfold.training import Checkpoint
 from bnfold.training.readiness import NormReadiness, judge, measure_readiness, measured_part, write_readiness
-from bnfold.training.readiness.verdicts import MEANINGS
+from bnfold.training.readiness.verdicts import AMPLIFICATION, DEAD, FACTOR, FEWEST, HALF, MEANINGS, ROOM, SHIFT
 from bnfold.training.statistics import recalibrate
 
 META: dict[str, Any] = {"name": "net", "network": {"kind": "mlp"}, "data": "digits", "metrics": {}}
@@ -77,6 +77,7 @@ def test_the_first_norm_that_breaks_is_told_from_those_that_get_what_it_gives() 
     first, second = (judge(row)[0].sentence for row in found.norms)
     assert first.startswith("the fold refuses it")
     assert second.endswith("look at the norms before it")
+    assert not [finding for row in found.norms for finding in judge(row) if finding.word == "overflows"]
 
 
 def test_drift_is_not_judged_on_too_few_values() -> None:
@@ -247,6 +248,20 @@ def test_a_norm_without_running_statistics_of_its_own_is_listed_with_what_the_fo
     assert row.outcome == "folded"
     assert row.channels is None
     assert judge(row) == ()
+
+
+def test_every_word_and_threshold_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text(encoding="utf-8")
+    assert all(f"| `{word}` |" in page for word in MEANINGS)
+    for threshold in (
+        f"above {HALF / ROOM:,.0f}, an eighth",
+        f"more than {SHIFT:g} standard deviations",
+        f"a factor of {FACTOR:g},",
+        f"below {FEWEST} values",
+        f"more than {AMPLIFICATION:,.0f} roundoffs",
+        f"standard deviation below {DEAD:g}",
+    ):
+        assert threshold in page
 
 
 def test_nothing_is_said_of_what_is_not_known() -> None:

@@ -72,11 +72,13 @@ def _broken(row: NormReadiness) -> str:
 
 
 def _kept(row: NormReadiness) -> str:
-    return f"{row.outcome}: {row.detail}" if row.outcome in ("kept", "reduced") else ""
+    if row.outcome == "reduced":
+        return f"only reduced: {row.detail}"
+    return row.detail if row.outcome == "kept" else ""
 
 
 def _overflows(row: NormReadiness) -> str:
-    if row.half_largest is None or row.half_largest * ROOM <= HALF:
+    if row.half_largest is None or row.half_largest * ROOM <= HALF or not math.isfinite(row.half_largest):
         return ""
     what = f"{row.half_where} reaches {row.half_largest:.3g}, and half precision ends at {HALF:g}"
     return f"{what}; serve it in single precision, or train with weight decay"
