@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
 from bnfold.errors import DataError
 from bnfold.training import train
@@ -38,6 +40,18 @@ def test_made_up_images_depend_on_the_seed_alone() -> None:
     assert first.images.tobytes() != other.images.tobytes()
     assert (first.images.dtype, first.images.shape, first.labels) == (np.uint8, (400, 1, 8, 8), ("0", "1", "2", "3"))
     assert np.bincount(first.classes).tolist() == [100] * 4
+
+
+def test_made_up_images_and_their_split_are_the_same_with_every_numpy() -> None:
+    data = load_dataset(small())
+    found = hashlib.sha256(data.images.tobytes() + data.held_out.tobytes()).hexdigest()
+    assert found == "9248031b5e7114c930af6b1601307720b47bfbd9afdf7d4d50af4ea6e279409b"
+
+
+def test_digits_are_those_of_scikit_learn_divided_by_their_16_levels() -> None:
+    data, bunch = load_dataset(Data("digits")), load_digits()
+    assert data.images.tobytes() == (bunch.images / 16).astype(np.float32).tobytes()
+    assert (data.classes == bunch.target).all()
 
 
 def test_made_up_images_are_separable() -> None:

@@ -52,6 +52,8 @@ def test_a_train_and_a_val_folder_are_the_two_parts(tmp_path: Path) -> None:
     data = load(tmp_path)
     assert np.flatnonzero(data.held_out).tolist() == list(range(20, 26))
     assert np.bincount(data.held_out_part()[1]).tolist() == [3, 3]
+    with pytest.raises(DataError, match="says itself which samples are held out; leave out"):
+        load(tmp_path, held_out=0.5)
 
 
 def test_pictures_become_what_a_server_makes_of_them(tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_names_a_split_and_grey_images_are_taken_as_they_are_given(tmp_path: Pat
     names = np.array(["a", "b", "c", "d"])
     data = load(write(tmp_path, images=IMAGES[:, 0], classes=None, labels=CLASSES, names=names, held_out=held_out))
     assert (data.held_out == held_out).all()
+    with pytest.raises(DataError, match="says itself which samples are held out; leave out"):
+        load(tmp_path / "data.npz", seed=1)
     assert data.labels == ("a", "b", "c", "d")
     assert (data.images.shape, data.preprocessing.mode) == ((20, 1, 4, 5), "L")
 

@@ -14,7 +14,7 @@ from bnfold.preprocessing import Preprocessing, decode_image
 from bnfold.samples import IMAGES
 from bnfold.training.data.dataset import Array, Dataset, room
 from bnfold.training.data.normalisation import normalise
-from bnfold.training.data.split import hold_out
+from bnfold.training.data.split import hold_out, refuse_choice
 from bnfold.training.recipe.parts import Data
 
 _PARTS = ("train", "val")
@@ -35,6 +35,7 @@ def load(wanted: Data, path: Path) -> Dataset:
     numbers = [index for part in found for index, label in enumerate(labels) for _ in part[label]]
     classes = np.asarray(numbers, np.int64)
     if len(found) == 2:
+        refuse_choice(wanted, str(path))
         held_out = np.arange(len(files)) >= sum(len(each) for each in found[0].values())
     else:
         held_out = hold_out(classes, wanted.held_out, wanted.seed, labels, str(path))

@@ -11,7 +11,7 @@ from bnfold.errors import DataError
 from bnfold.preprocessing import MAX_SIDE, Preprocessing
 from bnfold.training.data.dataset import Array, Dataset
 from bnfold.training.data.normalisation import normalise
-from bnfold.training.data.split import hold_out
+from bnfold.training.data.split import hold_out, refuse_choice
 from bnfold.training.recipe.parts import Data
 
 _KNOWN = ("images", "classes", "labels", "names", "held_out")
@@ -28,6 +28,7 @@ def load(wanted: Data, path: Path) -> Dataset:
     classes = _classes(arrays, len(images), path)
     labels = _labels(arrays.get("names"), classes, path)
     if "held_out" in arrays:
+        refuse_choice(wanted, str(path))
         held_out = arrays["held_out"]
     else:
         held_out = hold_out(classes, wanted.held_out, wanted.seed, labels, str(path))

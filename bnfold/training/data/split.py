@@ -6,6 +6,7 @@ import numpy as np
 
 from bnfold.errors import DataError
 from bnfold.training.data.dataset import Array
+from bnfold.training.recipe.parts import Data
 
 
 def hold_out(classes: Array, share: float, seed: int, labels: tuple[str, ...], what: str) -> Array:
@@ -28,3 +29,10 @@ def hold_out(classes: Array, share: float, seed: int, labels: tuple[str, ...], w
         count = min(max(1, round(share * len(members))), len(members) - 1)
         held_out[random.permutation(members)[:count]] = True
     return held_out
+
+
+def refuse_choice(wanted: Data, what: str) -> None:
+    """Raise DataError where a recipe chooses held-out samples of a data set that says itself which they are."""
+    unsaid = Data(wanted.name)
+    if (wanted.held_out, wanted.seed) != (unsaid.held_out, unsaid.seed):
+        raise DataError(f"{what} says itself which samples are held out; leave out data.held_out and data.seed")
