@@ -89,9 +89,9 @@ def test_takes_pictures_of_224_and_gives_finite_logits(case: str) -> None:
     assert bool(torch.isfinite(network(torch.rand(2, *LARGE))).all())
 
 
-def assert_folds(case: str, norm: str) -> bnfold.FoldReport:
+def assert_folds(case: str, norm: str, **more: Any) -> bnfold.FoldReport:
     """Every norm that eval fixes folds or is kept for a reason, and nothing but rounding comes between the two."""
-    network = trained_looking(built(case, norm=norm))
+    network = trained_looking(built(case, norm=norm, **more))
     x = torch.rand(4, *DIGITS, generator=torch.Generator().manual_seed(2))
     result = bnfold.fold(network, (x,))
     names = [name for name, module in network.named_modules() if getattr(module, "running_var", None) is not None]
@@ -121,6 +121,12 @@ def test_every_norm_of_pictures_that_eval_fixes_folds(norm: str) -> None:
 def test_every_norm_of_features_that_eval_fixes_folds(norm: str) -> None:
     counts = assert_folds("mlp", norm).counts
     assert counts["folded"] == (2 if norm in CALIBRATED else 0)
+
+
+def test_a_norm_behind_the_activation_folds_forward_unless_padding_or_a_pooling_is_in_the_way() -> None:
+    assert assert_folds("mlp", "batch", order="activation_first").counts["folded"] == 2
+    rows = assert_folds("plain_cnn", "batch", order="activation_first").norms
+    assert [row.reason or row.outcome for row in rows] == ["PAD_SHIFT", "NEGATIVE_SCALE_THROUGH_MAXPOOL", "folded"]
 
 
 @pytest.mark.long
