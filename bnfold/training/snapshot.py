@@ -80,19 +80,19 @@ def restore(path: Path, run: Run, data: str) -> None:
             f"the data set '{run.recipe.data.name}' has other images, classes or another split than when {path} was "
             "written; put them back, or train anew without --resume"
         )
-    try:
-        run.history = [Epoch(**row) for row in document["history"]]
-    except TypeError:
-        raise DataError(f"{path} has another history than expected; remove it and train anew") from None
+    run.history = [Epoch(**row) for row in document["history"]]
     parts = {name.removeprefix("optimizer/"): None for name in found if name.startswith("optimizer/")}
     blank_tensors(run.optimizer, run.network, parts)
     if run.history:
         run.kept = {name: tensor.detach().clone() for name, tensor in run.judged.state_dict().items()}
     _fill(path, _tensors(run), found)
-    torch.set_rng_state(found["random/network"])
-    run.generator.set_state(found["random/data"])
-    if "random/cuda" in found and run.device.type == "cuda":
-        torch.cuda.set_rng_state(found["random/cuda"])
+    try:
+        torch.set_rng_state(found["random/network"])
+        run.generator.set_state(found["random/data"])
+        if "random/cuda" in found and run.device.type == "cuda":
+            torch.cuda.set_rng_state(found["random/cuda"])
+    except RuntimeError as problem:
+        raise DataError(f"{path} has no state of random numbers ({problem}); remove it and train anew") from None
     if _kept_is_judged(run):
         run.kept = {name: tensor.detach().clone() for name, tensor in run.judged.state_dict().items()}
 
