@@ -44,7 +44,7 @@ def build_network(kind: str, shape: tuple[int, ...], classes: int, args: Mapping
     except (TypeError, ValueError, RuntimeError, IndexError) as problem:
         reason = str(problem).partition("\n")[0]
         raise DataError(
-            f"network '{kind}' cannot be built from {dict(args)} for inputs {list(shape)}: {reason}; "
+            f"network '{kind}' cannot be built from {dict(args)!s:.200} for inputs {list(shape)}: {reason}; "
             "change the network's keys or the size of the inputs"
         ) from None
 

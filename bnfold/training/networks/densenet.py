@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import Kind
+from bnfold.training.networks.kind import Kind, check_blocks
 from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv, needs_bias
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
@@ -31,6 +31,7 @@ class Args:
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
+    check_blocks(sum(args.layers))
     return DenseNet(shape[0], args, classes)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 
 # Checkpoints are held to this too: what a stranger wrote must not make a network that does not fit the memory.
 MAX_WIDTH = 65536
+MAX_BLOCKS = 640  # the deepest that its paper trains, ResNet-1202, has 600
 
 
 @dataclass(frozen=True)
@@ -22,3 +23,9 @@ class Kind:
     name: str
     args: type
     build: Callable[[tuple[int, ...], int, Any], nn.Module]
+
+
+def check_blocks(count: int) -> None:
+    """Raise ValueError for more blocks than a network has; to build them would take minutes before anything fails."""
+    if count > MAX_BLOCKS:
+        raise ValueError(f"it would have {count} blocks, expected up to {MAX_BLOCKS}")

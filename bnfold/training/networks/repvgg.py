@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import MAX_WIDTH, Kind
+from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
 from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
@@ -27,6 +27,7 @@ class Args:
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
+    check_blocks(len(args.widths) * args.blocks)
     return RepVGG(shape[0], args, classes)
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import MAX_WIDTH, Kind
+from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
 from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv, needs_bias
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
@@ -34,6 +34,7 @@ def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     if args.zero_gamma and args.version == 2:
         # The ReLU behind the norm would be at zero everywhere, where its gradient is zero: the block would never learn.
         raise ValueError("zero_gamma needs version 1, where no ReLU comes right behind the norm")
+    check_blocks(len(args.widths) * args.blocks)
     return ResNet(shape[0], args, classes)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import MAX_WIDTH, Kind
+from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
 from bnfold.training.networks.layers import INIT, ORDER, Init, Order, conv
 from bnfold.training.networks.norms import NORM, Norm
 
@@ -30,7 +30,9 @@ def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
         raise ValueError(
             f"{len(args.convolutions)} convolutions stand beside {len(args.widths)} widths, expected as many, or one"
         )
-    return VGG(shape[0], args, classes)
+    counts = args.convolutions * (len(args.widths) if len(args.convolutions) == 1 else 1)
+    check_blocks(sum(counts))
+    return VGG(shape[0], args, counts, classes)
 
 
 class VGG(nn.Module):
@@ -40,10 +42,9 @@ class VGG(nn.Module):
     classes).
     """
 
-    def __init__(self, channels: int, args: Args, classes: int) -> None:
+    def __init__(self, channels: int, args: Args, counts: tuple[int, ...], classes: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        counts = args.convolutions * (len(args.widths) if len(args.convolutions) == 1 else 1)
         for width, count in zip(args.widths, counts, strict=True):
             for _ in range(count):
                 layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU())
