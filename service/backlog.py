@@ -108,8 +108,8 @@ class Backlog:
     """
 
     __slots__ = (
-        "_error", "_level_rows", "_levels", "_measured", "_passed", "_rows_run", "_seconds_run", "_spread", "pace",
-        "rows", "tickets", "turn",
+        "_error", "_level_rows", "_levels", "_measured", "_passed", "_rows_alike", "_rows_run", "_seconds_alike",
+        "_seconds_run", "_spread", "pace", "rows", "tickets", "turn",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -121,6 +121,7 @@ class Backlog:
         self._rows_run = 0.0
         self._seconds_run = 0.0
         self._measured: Any = None  # the shapes of the newest measure
+        self._rows_alike = self._seconds_alike = 0.0  # of these shapes alone, since the last measure of others
         self.rows = 0
         self.tickets = 0
         self.pace = 0.0
@@ -182,7 +183,10 @@ class Backlog:
 
     def measure(self, rows: int, seconds: float, shapes: Any) -> None:
         """A batch of so many rows of these shapes took so long."""
-        self._measured = shapes
+        if shapes != self._measured:
+            self._measured, self._rows_alike, self._seconds_alike = shapes, 0.0, 0.0
+        self._rows_alike = _KEPT * self._rows_alike + rows
+        self._seconds_alike = _KEPT * self._seconds_alike + seconds
         self._rows_run = _KEPT * self._rows_run + rows
         self._seconds_run = _KEPT * self._seconds_run + seconds
         self.pace = self._seconds_run / self._rows_run
@@ -193,12 +197,12 @@ class Backlog:
         It is known of the shapes that were measured last alone: a larger picture may take a thousand times as long.
         """
         levels, shapes = self._levels, self._measured
-        if shapes is None or not self.pace or len(levels) != 1:
+        if shapes is None or not self._seconds_alike or len(levels) != 1:
             return 0
         lanes = next(iter(levels.values()))
         if len(lanes) != 1 or shapes not in lanes:
             return 0
-        rows = int(seconds / self.pace)
+        rows = int(seconds * self._rows_alike / self._seconds_alike)
         return rows if next(iter(lanes[shapes])).rows <= rows else 0
 
     def learn(self, expected: float, seconds: float) -> None:
@@ -245,7 +249,7 @@ class Backlog:
                 continue
             if self.pace:
                 room = min(room, (ticket.deadline - now) / self.pace)
-            if batch and (ticket.shapes is None or rows + ticket.rows > room):
+            if (batch or late) and (ticket.shapes is None or rows + ticket.rows > room):
                 return
             self.remove(ticket)
             batch.append(ticket)

@@ -230,7 +230,7 @@ class Batcher:
             if not self._turn_due:
                 self._turn_due = True
                 loop.call_soon(self._run_short, loop)
-            return True
+            return backlog.rows <= backlog.short_rows(self._max_inline)
         return self._wake()
 
     def _wake(self) -> bool:
@@ -252,14 +252,20 @@ class Batcher:
             waiting += backlog.cost(backlog.rows)
         return waiting > self._max_inline
 
-    def _take(self, backlog: Backlog, most: int) -> tuple[list[Ticket], list[Ticket], float]:
-        """A batch of a model, what was found too late, and the seconds that the model is charged with."""
+    def _take(self, backlog: Backlog, most: int, *, turns: bool = True) -> tuple[list[Ticket], list[Ticket], float]:
+        """A batch of a model, what was found too late, and the seconds that it is expected to take.
+
+        turns: whether the model is charged with them, as for a worker's time.
+        """
         batch, late = backlog.take(min(most, self._max_batch_rows), time.perf_counter())
         if not backlog.tickets:
             del self._ripe[backlog]
         cost = backlog.cost(sum([ticket.rows for ticket in batch]))
-        self._clock = backlog.turn
-        backlog.turn += cost
+        if turns:
+            self._clock = backlog.turn
+            backlog.turn += cost
+        elif backlog.tickets:  # on the loop, where no batch is long, it is the next one's turn
+            self._ripe[backlog] = self._ripe.pop(backlog)
         self._running += cost
         self._wake()
         return batch, late, cost
@@ -271,21 +277,22 @@ class Batcher:
         with self._lock:
             backlog = self._find_short()
             if backlog is not None:
-                batch, late, cost = self._take(backlog, backlog.short_rows(self._max_inline))
-        if backlog is not None:
-            answers, runs = self._run(batch, late, cost)
-            self._deliver(batch + late, answers, runs)
-        with self._lock:
-            if self._find_short() is not None:
-                loop.call_soon(self._run_short, loop)
-            else:
-                self._turn_due = False
-                self._wake()
+                batch, late, cost = self._take(backlog, backlog.short_rows(self._max_inline), turns=False)
+        try:
+            if backlog is not None:
+                answers, runs = self._run(batch, late, cost, turns=False)
+                self._deliver(batch + late, answers, runs)
+        finally:  # without a next turn, or a worker, the rest would wait for ever
+            with self._lock:
+                if self._find_short() is not None:
+                    loop.call_soon(self._run_short, loop)
+                else:
+                    self._turn_due = False
+                    self._wake()
 
     def _find_short(self) -> Backlog | None:
         """The model whose turn it is among those that have a short batch."""
-        short = [backlog for backlog in self._ripe if backlog.short_rows(self._max_inline)]
-        return min(short, key=_turn, default=None)
+        return next((backlog for backlog in self._ripe if backlog.short_rows(self._max_inline)), None)
 
     # ------------------------------------------------------------------------------------- in the workers' threads
 
@@ -314,7 +321,9 @@ class Batcher:
         except RuntimeError:  # the loop was closed by force: there is nobody left to answer
             _logger.debug("%d answers came after the end of the loop", len(answers))
 
-    def _run(self, batch: list[Ticket], late: list[Ticket], cost: float) -> tuple[Answers, list[Run]]:
+    def _run(
+        self, batch: list[Ticket], late: list[Ticket], cost: float, *, turns: bool = True
+    ) -> tuple[Answers, list[Run]]:
         """The answers of those that were taken, and how their runs are counted."""
         answers: list[Outputs | Exception] = []
         runs: list[Run] = []
@@ -326,9 +335,11 @@ class Batcher:
             spent = time.perf_counter() - started
             with self._lock:
                 backlog = batch[0].model.backlog
-                backlog.turn += spent - cost
+                if turns:
+                    backlog.turn += spent - cost
                 self._running -= cost
-                backlog.measure(sum([ticket.rows for ticket in batch]), spent, batch[0].shapes)
+                failed = any(isinstance(answer, Exception) for answer in answers)  # which may take no time at all
+                backlog.measure(sum([ticket.rows for ticket in batch]), spent, None if failed else batch[0].shapes)
         return answers + [_expired(ticket) for ticket in late], runs
 
     def _join(self) -> None:

@@ -54,7 +54,7 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     """Read the body of an inference request. Raises BadRequest, Unsupported, TooLarge."""
     if header_length == 0:
         return _raw_request(body, signature, limits)
-    if header_length is not None:
+    if header_length is not None and body[:1] != b"\0":  # so begin the keys of heads with an id, and no JSON
         plan = find_plan(signature, body[:header_length], len(body) - header_length)
         if plan is not None:
             return follow(plan, body, header_length)

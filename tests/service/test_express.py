@@ -162,6 +162,16 @@ def test_a_head_nested_more_deeply_than_it_could_be_written_is_no_fault_of_the_s
     assert ask(server, body, f"inference-header-content-length: {length}\r\n")[0].startswith(b"HTTP/1.1 200")
 
 
+def test_the_key_of_a_known_head_is_no_head(server: Running):
+    plans = server.hub.repository.find("digits").signature.plans
+    body, more = binary_with(id="a", parameters={"priority": 7})
+    assert ask(server, body, more)[0].startswith(b"HTTP/1.1 200")
+    key = list(plans)[-1]
+    assert key.startswith(b"\0")
+    forged = ask(server, key + X.tobytes(), f"inference-header-content-length: {len(key)}\r\n")
+    assert forged[0].startswith(b"HTTP/1.1 400")
+
+
 def test_heads_that_strangers_choose_are_forgotten(server: Running):
     with connect(server) as connection, connection.makefile("rb") as stream:
         for number in range(300):

@@ -398,6 +398,105 @@ def test_a_short_model_does_not_wait_for_a_long_one():
     assert short.threads == [LOOP]
 
 
+def test_a_large_shape_is_not_taken_for_short_because_small_ones_were():
+    model = Recorder()
+    for _ in range(12):
+        model.backlog.measure(1024, 0.01, ((2,),))
+    model.backlog.measure(1, 0.4, ((9,),))
+
+    async def test(batcher: Batcher) -> None:
+        await asyncio.gather(*[infer(batcher, model, rows(start, 1, 9)) for start in range(3)])
+
+    with_batcher(test, max_inline=0.002)
+    assert LOOP not in model.threads
+
+
+def test_a_request_that_is_too_late_lets_no_long_one_through_behind_it():
+    model = Recorder()
+    known_to_take(model, 0.01)
+
+    async def test(batcher: Batcher) -> None:
+        late = queue(batcher, model, 1, timeout=1e-9)
+        long = asyncio.create_task(infer(batcher, model, rows(100, 64)))
+        with pytest.raises(Expired):
+            await late
+        await long
+
+    with_batcher(test, max_inline=0.05, max_batch_rows=64, max_queue_rows=999)
+    assert [name for call, name in zip(model.calls, model.threads, strict=True) if len(call) > 5] == ["bnfold-0"]
+
+
+def test_batches_on_the_loop_take_no_turns_of_the_workers():
+    flood, busy, modest = Recorder("flood/1"), Recorder("busy/1", seconds=0.02), Recorder("modest/1", seconds=0.02)
+    served = {"busy": 0, "modest": 0}
+
+    async def test(batcher: Batcher) -> None:
+        until = asyncio.get_running_loop().time() + 1.0
+
+        async def keep(model: Recorder, name: str, pause: float) -> None:
+            while asyncio.get_running_loop().time() < until:
+                await infer(batcher, model, rows(1))
+                served[name] = served.get(name, 0) + 1
+                await asyncio.sleep(pause)
+
+        known_to_take(flood, 1e-4)
+        clients = [keep(flood, "flood", 0) for _ in range(8)] + [keep(busy, "busy", 0) for _ in range(8)]
+        await asyncio.gather(*clients, keep(modest, "modest", 0.01))
+
+    with_batcher(test, workers=1, max_batch_rows=1, max_inline=0.01)
+    assert served["modest"] >= served["busy"] / 8  # one client of nine that want the worker, and its own turn
+
+
+def test_what_fails_at_once_is_no_measure_of_what_does_not():
+    model = Recorder()
+
+    async def test(batcher: Batcher) -> None:
+        for _ in range(20):
+            with pytest.raises(ModelFault):
+                await infer(batcher, model, {"x": np.full((1, 2), POISON)})
+        await infer(batcher, model, rows(1))
+
+    with_batcher(test, max_inline=1.0)
+    assert LOOP not in model.threads
+
+
+def test_who_waits_behind_more_than_one_short_batch_is_not_taken_at_once():
+    model = Recorder()
+    known_to_take(model, 0.01)
+
+    async def test(batcher: Batcher) -> None:
+        done: list[Any] = []
+        tickets = [
+            batcher.submit(model, rows(start), 1, 60, 0, lambda _, answer: done.append(answer)) for start in range(6)
+        ]
+        assert [ticket.immediate for ticket in tickets] == [True, True, True, False, False, False]
+        while len(done) < 6:
+            await asyncio.sleep(0.001)
+
+    with_batcher(test, max_inline=0.035)
+
+
+def test_a_fault_of_the_batcher_itself_does_not_end_the_short_way(monkeypatch: pytest.MonkeyPatch):
+    model = Recorder()
+    known_to_take(model, 1e-4)
+    broken = iter([True])
+
+    def count(*_: Any) -> None:
+        if next(broken, False):
+            raise MemoryError
+
+    monkeypatch.setattr(model, "count_batch", count)
+
+    async def test(batcher: Batcher) -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda *_: None)
+        first = queue(batcher, model, 1, timeout=0.2)
+        with pytest.raises(Expired):
+            await first
+        assert (await infer(batcher, model, rows(5), 5)).tolist() == [[10, 10]]
+
+    with_batcher(test, max_inline=0.1)
+
+
 def test_a_stop_runs_what_waits_for_the_loop():
     model = Recorder()
     known_to_take(model, 1e-4)
