@@ -15,18 +15,18 @@ from collections.abc import Sequence
 from typing import NoReturn, TextIO
 
 import bnfold
-from bnfold.commands import audit, fold_and_export, inspect, predict, recalibrate, serve, train, unfold, verify
+from bnfold.commands import audit, fold_and_export, inspect, predict, recalibrate, serve, study, train, unfold, verify
 from bnfold.commands.console import Console
 from bnfold.errors import BnfoldError
 
-COMMANDS = (train, recalibrate, fold_and_export, unfold, inspect, verify, audit, serve, predict)
+COMMANDS = (train, recalibrate, fold_and_export, unfold, inspect, verify, audit, serve, predict, study)
 
 CANNOT = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 READER_GONE = 141  # 128 + SIGPIPE
 
 # Packages that only an extra brings, and that extra.
-_OPTIONAL = {"torch": "torch", "sklearn": "torch", "onnxscript": "torch", "matplotlib": "torch"}
+_OPTIONAL = {"torch": "torch", "scipy": "torch", "sklearn": "torch", "onnxscript": "torch", "matplotlib": "torch"}
 
 
 class UsageError(Exception):

@@ -20,7 +20,9 @@ from bnfold.commands.console import Console, to_json
 from bnfold.errors import DataError
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "fold-and-export", "unfold", "inspect", "verify", "audit", "serve", "predict")
+COMMANDS = (
+    "train", "recalibrate", "fold-and-export", "unfold", "inspect", "verify", "audit", "serve", "predict", "study",
+)  # fmt: skip
 
 
 class Terminal(io.StringIO):
@@ -55,7 +57,9 @@ def test_help_loads_the_parsers_and_the_standard_library_only():
         "bnfold.commands.inspect",
         "bnfold.commands.options",
         "bnfold.commands.predict",
+        "bnfold.commands.recalibrate",
         "bnfold.commands.serve",
+        "bnfold.commands.study",
         "bnfold.commands.train",
         "bnfold.commands.unfold",
         "bnfold.commands.verify",

@@ -1,0 +1,177 @@
+"""What the runs of a study say, a sentence each, with n and a 95% interval; whether it is what the literature says."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from bnfold.training.study.experiments import INITS, Experiment
+from bnfold.training.study.runs import Run
+
+HOLDS, FAILS, OPEN, SEEN = "holds", "does not hold here", "not decided", "seen"
+_SHARE = 0.95  # of the best mean final accuracy: what a run has to reach
+_TRAINS = 0.9  # of the best mean final accuracy: from here on a learning rate is said to train
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds with its 95% interval, of Student's t. low and high are NaN for a single value."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __format__(self, spec: str) -> str:
+        """The mean, the interval and n, each number as the spec says."""
+        if math.isnan(self.low):
+            return f"{self.mean:{spec}} (n = {self.n})"
+        return f"{self.mean:{spec}} [{self.low:{spec}}, {self.high:{spec}}] (n = {self.n})"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """claim: of the literature, or a question. verdict: HOLDS, FAILS, OPEN, or SEEN where nothing was claimed."""
+
+    experiment: str
+    claim: str
+    verdict: str
+    sentence: str
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean of values, one a seed."""
+    from scipy.stats import t
+
+    count, mean = len(values), fmean(values)
+    if count < 2:
+        return Interval(mean, math.nan, math.nan, count)
+    half = float(t.ppf(0.975, count - 1)) * stdev(values) / math.sqrt(count)
+    return Interval(mean, mean - half, mean + half, count)
+
+
+def find(experiments: Sequence[Experiment], runs: Sequence[Run], refusal: str) -> list[Finding]:
+    """All findings. refusal: what a recipe with a batch size of 1 is answered."""
+    tellers = {"speed": _speed, "rates": _rates, "batches": _batches, "norms": _norms, "order": _order}
+    found = []
+    for experiment in experiments:
+        own = _by_arm([run for run in runs if run.experiment == experiment.name])
+        found += list(tellers[experiment.name](own))
+    if any(experiment.name == "batches" for experiment in experiments):
+        found.append(Finding("batches", "Batch norm cannot train on one sample", HOLDS if refusal else FAILS,
+                             refusal or "a batch size of 1 was taken"))  # fmt: skip
+    return found
+
+
+Arms = Mapping[tuple[str, float], Sequence[Run]]
+
+
+def _by_arm(runs: Sequence[Run]) -> Arms:
+    arms: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        arms.setdefault((run.label, run.place), []).append(run)
+    return {key: sorted(arm, key=lambda run: run.seed) for key, arm in arms.items()}
+
+
+def _final(runs: Sequence[Run]) -> Interval:
+    """Of the final accuracies; an accuracy is a share, and so are the ends of its interval."""
+    found = interval([run.final for run in runs])
+    return Interval(found.mean, max(found.low, 0.0), min(found.high, 1.0), found.n) if found.n > 1 else found
+
+
+def _difference(one: Sequence[Run], other: Sequence[Run]) -> Interval:
+    """Of the final accuracies, seed by seed, in percentage points."""
+    return interval([100 * (a.final - b.final) for a, b in zip(one, other, strict=True)])
+
+
+def _verdict(difference: Interval) -> str:
+    """Whether a difference that should be above zero is."""
+    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+        return OPEN
+    return HOLDS if difference.low > 0 else FAILS
+
+
+def _speed(arms: Arms) -> Iterator[Finding]:
+    target = _SHARE * max(_final(runs).mean for runs in arms.values())
+    never = 1 + max(len(run.accuracies) for runs in arms.values() for run in runs)
+    for init in INITS:
+        with_norm, without = (
+            [_epochs(run, target, never) for run in arms[f"{norm}, {init} initialisation", 0.0]]
+            for norm in ("batch", "none")
+        )
+        finals = [_final(arms[f"{norm}, {init} initialisation", 0.0]) for norm in ("batch", "none")]
+        fewer = interval([b - a for a, b in zip(with_norm, without, strict=True)])
+        missed = without.count(never)
+        note = f" ({missed} of {len(without)} never did, and count as {never})" if missed else ""
+        yield Finding(
+            "speed",
+            f"Batch norm reaches an accuracy in fewer epochs ({init} initialisation)",
+            _verdict(fewer),
+            f"To {target:.1%} held out it took {interval(with_norm):.1f} epochs with batch norm and "
+            f"{interval(without):.1f} without{note}; seed by seed {fewer:.1f} fewer. "
+            f"Final accuracy: {finals[0]:.1%} and {finals[1]:.1%}.",
+        )
+
+
+def _epochs(run: Run, target: float, never: int) -> int:
+    """Epochs until an accuracy was reached."""
+    return next((at for at, accuracy in enumerate(run.accuracies, 1) if accuracy >= target), never)
+
+
+def _rates(arms: Arms) -> Iterator[Finding]:
+    best = max(_final(runs).mean for runs in arms.values())
+    for init in INITS:
+        largest = {}
+        for norm in ("batch", "none"):
+            label = f"{norm}, {init} initialisation"
+            own = {place: _final(runs).mean for (name, place), runs in arms.items() if name == label}
+            largest[norm] = max((place for place, mean in own.items() if mean >= _TRAINS * best), default=0.0)
+        rates = sorted({place for _, place in arms})
+        top = rates[-1]
+        runs = {norm: arms[f"{norm}, {init} initialisation", top] for norm in largest}
+        yield Finding(
+            "rates",
+            f"Batch norm trains with larger learning rates ({init} initialisation)",
+            HOLDS if largest["batch"] > largest["none"] else FAILS,
+            f"Of {', '.join(f'{rate:g}' for rate in rates)}, the largest at which the mean accuracy is {_TRAINS:.0%} "
+            f"of the best one or more is {largest['batch']:g} with batch norm and {largest['none']:g} without. "
+            f"At {top:g}: {_final(runs['batch']):.1%} and {_final(runs['none']):.1%}.",
+        )
+
+
+def _batches(arms: Arms) -> Iterator[Finding]:
+    sizes = sorted({place for _, place in arms})
+    for size in (sizes[0], sizes[-1]):
+        loss = _difference(arms["group", size], arms["batch", size])
+        sentence = (
+            f"At {size:g} samples a step group norm is {loss:.2f} percentage points above batch norm: "
+            f"{_final(arms['group', size]):.1%} and {_final(arms['batch', size]):.1%}; layer norm "
+            f"{_final(arms['layer', size]):.1%}."
+        )
+        if size == sizes[0]:
+            claim = f"Group norm is better than batch norm at batches of {size:g}"
+            yield Finding("batches", claim, _verdict(loss), sentence)
+        else:
+            yield Finding("batches", f"And at batches of {size:g}", SEEN, sentence)
+
+
+def _norms(arms: Arms) -> Iterator[Finding]:
+    trained = {label: runs for (label, _), runs in arms.items() if any(run.accuracies for run in runs)}
+    ranked = sorted(trained.items(), key=lambda item: -_final(item[1]).mean)
+    listed = "; ".join(f"{label} {_final(runs):.1%}" for label, runs in ranked)
+    left_out = sorted({label for label, _ in arms} - set(trained))
+    note = f" No training with {', '.join(left_out)} came to its end." if left_out else ""
+    yield Finding("norms", "Which norm is best here", SEEN, f"Final accuracy: {listed}.{note}")
+
+
+def _order(arms: Arms) -> Iterator[Finding]:
+    before, after = arms["norm first", 0.0], arms["activation first", 0.0]
+    more = _difference(before, after)
+    verdict = OPEN if _verdict(more) == OPEN else SEEN
+    yield Finding(
+        "order", "Whether the norm stands better before the activation", verdict,
+        f"Before the activation it is {more:.2f} percentage points above after it: {_final(before):.1%} and "
+        f"{_final(after):.1%}. Both fold: the second into the linear behind it.",
+    )  # fmt: skip

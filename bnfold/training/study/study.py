@@ -1,0 +1,121 @@
+"""A whole study: plan, train, find, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bnfold
+from bnfold.errors import BnfoldError, DataError
+from bnfold.rename import rename_new
+from bnfold.training.checkpoint import check_folder
+from bnfold.training.recipe import load_recipe
+from bnfold.training.study.experiments import Experiment, plan
+from bnfold.training.study.findings import Finding, find
+from bnfold.training.study.page import render
+from bnfold.training.study.runs import Run, train_all
+
+
+@dataclass(frozen=True)
+class Study:
+    """What was done, and what it says. folder: where `study.json` and `study.html` are."""
+
+    folder: Path
+    name: str
+    experiments: tuple[Experiment, ...]
+    runs: tuple[Run, ...]
+    findings: tuple[Finding, ...]
+    about: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it in plain values."""
+        return {
+            "name": self.name,
+            "about": self.about,
+            "findings": [dataclasses.asdict(finding) for finding in self.findings],
+            "experiments": [dataclasses.asdict(experiment) for experiment in self.experiments],
+            "runs": [dataclasses.asdict(run) for run in self.runs],
+        }
+
+
+def run_study(
+    recipe: Path | str,
+    *,
+    output: Path | str,
+    overrides: Sequence[str] = (),
+    experiments: Sequence[str] = (),
+    seeds: int = 5,
+    device: str = "auto",
+    jobs: int = 0,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Study:
+    """Train the network of a recipe with and without batch norm and otherwise, and write what that says.
+
+    output: a folder, which must not exist. experiments: names, all by default. seeds: trainings of each kind.
+    Raises DataError for a recipe that cannot be followed and a folder that exists.
+    """
+    path, folder = Path(recipe), Path(output)
+    if seeds < 1:
+        raise DataError(f"a study with {seeds} seeds says nothing; expected 1 or more, and 2 or more for intervals")
+    check_folder(folder)
+    base = load_recipe(path, overrides)
+    planned = plan(base, tuple(experiments))
+    runs = train_all(path, overrides, planned, seeds, device=device, jobs=jobs, progress=progress)
+    broken = [run for run in runs if run.failure and not run.accuracies]
+    if len(broken) == len(runs):
+        raise DataError(f"no training of the study came to its end: {broken[0].failure}")
+    findings = find(planned, runs, _refusal(path, overrides))
+    study = Study(
+        folder, base.name, planned, tuple(runs), tuple(findings), _about(path, overrides, seeds, base, device)
+    )
+    _write(study)
+    return study
+
+
+def _refusal(path: Path, overrides: Sequence[str]) -> str:
+    """What a batch size of 1 is answered."""
+    try:
+        load_recipe(path, (*overrides, "train.batch_size=1"))
+    except BnfoldError as problem:
+        return str(problem)
+    return ""
+
+
+def _about(path: Path, overrides: Sequence[str], seeds: int, base: Any, device: str) -> dict[str, Any]:
+    import torch
+
+    kept = {key: value for key, value in dataclasses.asdict(base).items() if key != "folder"}
+    return {
+        "command": " ".join(["bnfold study", str(path), *(f"--set {text}" for text in overrides), f"--seeds {seeds}"]),
+        "seeds": seeds,
+        "device": device,
+        "recipe": kept,
+        "bnfold": bnfold.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+    }
+
+
+def _write(study: Study) -> None:
+    """The folder, whole or not at all."""
+    scratch: Path | None = None
+    try:
+        study.folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=study.folder.parent))
+        scratch.chmod(0o755)
+        (scratch / "study.json").write_text(json.dumps(study.to_dict(), indent=1) + "\n", encoding="utf-8")
+        (scratch / "study.html").write_text(render(study.to_dict()), encoding="utf-8")
+        rename_new(scratch, study.folder)
+    except OSError as problem:
+        raise DataError(f"the study {study.folder} cannot be written: {problem}") from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,138 @@
+"""The norm study: what its findings say of runs that are known, and a small one on real digits."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bnfold.cli import main
+from bnfold.errors import DataError
+from bnfold.training.recipe import load_recipe
+from bnfold.training.study import run_study
+from bnfold.training.study.experiments import plan
+from bnfold.training.study.findings import FAILS, HOLDS, OPEN, find, interval
+from bnfold.training.study.runs import Run
+
+ROOT = Path(__file__).parents[2]
+RECIPE = ROOT / "models" / "digits-mlp" / "recipe.toml"
+
+
+def made(experiment: str, accuracies: dict[tuple[str, float], list[list[float]]]) -> list[Run]:
+    """Runs with known accuracies, a list by epoch for each seed; an empty one failed."""
+    return [
+        Run(experiment, label, place, seed, tuple(values), 1.0, "" if values else "the loss became nan")
+        for (label, place), seeds in accuracies.items()
+        for seed, values in enumerate(seeds)
+    ]
+
+
+def findings(experiment: str, accuracies: dict[tuple[str, float], list[list[float]]]) -> dict[str, Any]:
+    planned = plan(load_recipe(RECIPE), (experiment,))
+    return {found.claim: found for found in find(planned, made(experiment, accuracies), "no batch of 1")}
+
+
+def test_an_interval_is_that_of_student() -> None:
+    # Of 1, 2, 3, 4, 5: mean 3, deviation 1.5811, and 2.7764 is the quantile for four degrees of freedom.
+    found = interval([1.0, 2.0, 3.0, 4.0, 5.0])
+    assert (found.mean, found.n) == (3.0, 5)
+    assert found.high - 3.0 == pytest.approx(2.776445 * math.sqrt(2.5 / 5), rel=1e-6)
+    assert math.isnan(interval([1.0]).low)
+    assert f"{interval([1.0]):.1f}" == "1.0 (n = 1)"
+
+
+@pytest.mark.parametrize(
+    ("without", "verdict"),
+    [
+        ([[0.2, 0.5, 0.99], [0.2, 0.6, 0.98], [0.1, 0.4, 0.99]], HOLDS),
+        ([[0.99, 0.99, 0.99], [0.99, 0.98, 0.98], [0.99, 0.99, 0.99]], FAILS),
+        ([[0.99, 0.99, 0.99], [0.2, 0.6, 0.99], [0.1, 0.99, 0.99]], OPEN),
+        ([[], [], []], HOLDS),
+    ],
+)
+def test_faster_is_judged_by_epochs_seed_by_seed(without: list[list[float]], verdict: str) -> None:
+    batch = [[0.5, 0.98, 0.99]] * 3
+    arms = {(f"{norm}, {init} initialisation", 0.0): batch if norm == "batch" else without
+            for norm in ("batch", "none") for init in ("default", "he")}  # fmt: skip
+    found = findings("speed", arms)["Batch norm reaches an accuracy in fewer epochs (he initialisation)"]
+    assert found.verdict == verdict
+    assert ("never did" in found.sentence) == (not without[0])
+
+
+def test_one_seed_decides_nothing() -> None:
+    arms = {(f"{norm}, {init} initialisation", 0.0): [[0.5, 0.99]] if norm == "batch" else [[0.1, 0.1]]
+            for norm in ("batch", "none") for init in ("default", "he")}  # fmt: skip
+    assert {found.verdict for found in findings("speed", arms).values()} == {OPEN}
+
+
+@pytest.mark.parametrize(("most", "verdict"), [(1, HOLDS), (4, FAILS)])
+def test_larger_rates_are_those_at_which_more_than_nine_tenths_are_reached(most: int, verdict: str) -> None:
+    arms = {}
+    for init in ("default", "he"):
+        for at, rate in enumerate((0.001, 0.004, 0.016, 0.064, 0.256)):
+            arms[f"batch, {init} initialisation", rate] = [[0.9 if at <= 3 else 0.2]] * 2
+            arms[f"none, {init} initialisation", rate] = [[0.9] if at <= most else []] * 2
+    found = findings("rates", arms)["Batch norm trains with larger learning rates (default initialisation)"]
+    assert found.verdict == verdict
+    assert "0.064 with batch norm" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("group", "verdict"), [([0.95, 0.96, 0.97], HOLDS), ([0.5, 0.51, 0.52], FAILS), ([0.3, 0.95, 0.99], OPEN)]
+)
+def test_small_batches_are_judged_by_the_difference(group: list[float], verdict: str) -> None:
+    arms = {}
+    for size in (2.0, 4.0, 8.0, 32.0, 128.0):
+        for norm in ("batch", "group", "layer"):
+            arms[norm, size] = [[value] for value in (group if norm == "group" else [0.8, 0.81, 0.82])]
+    found = findings("batches", arms)
+    assert found["Group norm is better than batch norm at batches of 2"].verdict == verdict
+    assert found["Batch norm cannot train on one sample"].sentence == "no batch of 1"
+
+
+def test_an_experiment_that_is_not_known_is_named() -> None:
+    with pytest.raises(DataError, match=r"'sped' is not known; expected some of speed, rates, batches, norms, order"):
+        plan(load_recipe(RECIPE), ("sped",))
+
+
+def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "study"
+    options = ["--set", "train.epochs=2", "--set", "network.widths=[16]", "--seeds", "2", "--jobs", "1"]
+    names = ["--experiment", "order", "--experiment", "norms"]
+    assert main(["study", str(RECIPE), "-o", str(folder), "--json", *options, *names]) == 0
+    document = json.loads((folder / "study.json").read_text())
+    assert {run["label"] for run in document["runs"]} >= {"norm first", "activation first", "group", "none"}
+    failed = {run["label"] for run in document["runs"] if run["failure"]}
+    assert failed == {"instance"}  # which has no space to average over in a dense network
+    assert all(len(run["accuracies"]) == 2 for run in document["runs"] if not run["failure"])
+    (norms,) = [found["sentence"] for found in document["findings"] if found["experiment"] == "norms"]
+    assert "No training with instance came to its end" in norms
+    assert len({tuple(run["accuracies"]) for run in document["runs"]}) > 8  # the arms and the seeds differ
+    page = (folder / "study.html").read_text()
+    assert page.count("<svg") == 2
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert json.loads(capsys.readouterr().out)["trainings"] == len(document["runs"])
+
+
+def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:
+    found = [
+        run_study(RECIPE, output=tmp_path / str(jobs), overrides=["train.epochs=1", "network.widths=[8]"],
+                  experiments=["order"], seeds=2, device="cpu", jobs=jobs)
+        for jobs in (1, 2)
+    ]  # fmt: skip
+    assert [run.accuracies for run in found[0].runs] == [run.accuracies for run in found[1].runs]
+
+
+def test_a_folder_that_exists_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    (tmp_path / "study").mkdir()
+    with pytest.raises(DataError, match="exists"):
+        run_study(RECIPE, output=tmp_path / "study")
+
+
+def test_a_recipe_that_no_training_can_follow_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no training of the study came to its end"):
+        run_study(RECIPE, output=tmp_path / "s", overrides=["data.name=faces"], experiments=["order"], seeds=1, jobs=1)
+    assert not list(tmp_path.iterdir())
