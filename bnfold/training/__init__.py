@@ -1,9 +1,23 @@
 """The trainer: a recipe (TOML) becomes a checkpoint (safetensors and JSON) that goes straight into fold-and-export.
 
-recipe/         what a recipe may say, validated                 fields.py     keys of a table, declared once
-networks/       networks with batch norm, a file each            data/         data sets, a file each
-loop.py         the training loop                                trainer.py    recipe -> checkpoint
-curves.py       history as CSV and as a picture                  checkpoint.py writing and strict reading
+What to train
+    recipe/         what a recipe may say; fields.py: keys of a table, declared once
+    networks/       networks, a file each, and the norms they take
+    data/           data sets, a file each
+
+Training
+    trainer.py      recipe -> checkpoint
+    loop.py         the epochs of a run; run.py: all that its next step depends on
+    execution.py    device, precision, compilation; memory.py: a batch that does not fit
+    optimizers.py   schedules.py  augmentation.py  ema.py
+    divergence.py   a loss that is no longer finite
+    place.py        where a run is written; snapshot.py: what it goes on from
+
+What comes of it
+    checkpoint.py   writing and strict reading; curves.py: history as CSV and as a picture
+    readiness/      what folding will meet in a network
+    statistics.py   running statistics over a data set; recalibration.py: a checkpoint with new ones
+    study/          with batch norm, without, and otherwise
 """
 
 from __future__ import annotations
