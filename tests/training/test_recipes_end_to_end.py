@@ -1,4 +1,4 @@
-"""Every recipe of the repository, from data in the format that it names to a proven bundle; widths and data are small."""
+"""Every recipe of the repository, from data in the format that it names to a proven bundle; all of it is small."""
 
 from __future__ import annotations
 
