@@ -47,12 +47,15 @@ def bundle(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return Path(document["bundle"])
 
 
-def test_checkpoint_has_weights_meta_history_and_curves(checkpoint):
+def test_checkpoint_has_all_its_files(checkpoint):
     assert {path.name for path in checkpoint.iterdir()} == {
         "weights.safetensors",
         "checkpoint.json",
+        "held_out.safetensors",
         "history.csv",
         "curves.png",
+        "readiness.html",
+        "readiness.json",
     }
 
 
