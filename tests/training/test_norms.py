@@ -94,6 +94,8 @@ def test_batch_renorm_without_a_limit_normalises_by_the_running_statistics() -> 
     with torch.no_grad():
         norm.running_mean.fill_(0.3)
         norm.running_var.fill_(2.0)
+        norm.weight.copy_(torch.arange(6) - 2.5)
+        norm.bias.copy_(torch.arange(6) * 0.5)
     wanted = copy.deepcopy(norm).eval()
     x = batches((16, 6))[0]
     assert gap(norm(x), wanted(x)) < 16
@@ -104,6 +106,7 @@ def test_batch_renorm_holds_its_correction_within_its_limits() -> None:
     x = torch.randn(64, 1, generator=torch.Generator().manual_seed(0)) * 10 + 50  # sigma_B / sigma = 10, d = 50
     y = norm(x).detach()
     assert float(y.mean()) == pytest.approx(0.5, abs=1e-4)
+    assert float(norm(x - 100).detach().mean()) == pytest.approx(-0.5, abs=1e-4)
     assert float(y.var(unbiased=False)) == pytest.approx(4.0, rel=1e-3)
 
 
