@@ -100,6 +100,10 @@ def main() -> None:
         parser.error("torch finds no CUDA device; leave out --device")
     device = torch.device(options.device)
     before = os.getloadavg()
+    commit = {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": bool(_git("status", "--porcelain", "--", "bnfold", "benchmarks/train_speed.py")),
+    }
     cases = {name: _measure(name, case, device, options.turns) for name, case in CASES.items()}
     document = {
         "device": device.type,
@@ -113,8 +117,7 @@ def main() -> None:
             "gpu": torch.cuda.get_device_name() if device.type == "cuda" else None,
         },
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda},
-        "commit": _git("rev-parse", "HEAD"),
-        "uncommitted": bool(_git("status", "--porcelain", "--", "bnfold", "benchmarks/train_speed.py")),
+        **commit,
     }
     target = ROOT / "benchmarks/results/train_speed.json"
     target.write_text(json.dumps(document, indent=2) + "\n")
@@ -126,7 +129,8 @@ def _measure(name: str, case: Case, device: torch.device, turns: int) -> dict[st
     path = ROOT / "models" / case.recipe / "recipe.toml"
     found: dict[str, list[list[Row]]] = {}
     for turn in range(turns):
-        for way, train in _ways(device).items():
+        ways = list(_ways(device).items())
+        for way, train in ways[turn % len(ways) :] + ways[: turn % len(ways)]:  # none is always the first
             rows = train(load_recipe(path, [*words, f"seed={turn}"]))
             found.setdefault(way, []).append(rows)
             print(f"{name}, turn {turn}, {way}: {sum(row.seconds for row in rows):.1f} s", file=sys.stderr)
