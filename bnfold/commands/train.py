@@ -26,7 +26,8 @@ def add(commands: Commands) -> None:
         run,
         "Train the network of a recipe. Writes a checkpoint folder: weights.safetensors, checkpoint.json, "
         "held_out.safetensors, history.csv and curves.png. While it trains, FOLDER.partial has a snapshot of the last "
-        "epoch, from which --resume goes on after whatever stopped it, bit for bit on the CPU.",
+        "epoch, from which --resume goes on after whatever stopped it, bit for bit on the CPU. Started by "
+        "torchrun, the processes share every batch.",
     )
     parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="what to train, on what, and how")
     parser.add_argument(
@@ -62,6 +63,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     """Train; prints where the checkpoint is and what it reached."""
     from bnfold.commands.console import shown
     from bnfold.training import train
+    from bnfold.training.distributed import is_first_process
 
     try:
         with _terminated_like_interrupted():
@@ -76,6 +78,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
     except KeyboardInterrupt as stopped:
         console.failure(str(stopped) or "interrupted")
         return INTERRUPTED
+    if not is_first_process():
+        return 0
     metrics = checkpoint.meta["metrics"]
     document = {
         "checkpoint": str(checkpoint.path),

@@ -9,6 +9,7 @@ Training
     trainer.py      recipe -> checkpoint
     loop.py         the epochs of a run; run.py: all that its next step depends on
     execution.py    device, precision, compilation; memory.py: a batch that does not fit
+    distributed.py  one training in several processes
     optimizers.py   schedules.py  augmentation.py  ema.py
     divergence.py   a loss that is no longer finite
     place.py        where a run is written; snapshot.py: what it goes on from

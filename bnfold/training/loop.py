@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from bnfold.training.augmentation import augment
 from bnfold.training.data import Array, Dataset, scaling
+from bnfold.training.distributed import ALONE, Group
 from bnfold.training.divergence import Divergence, Watch, first_layer_not_finite
 from bnfold.training.execution import Forward, autocast, forward_of
 from bnfold.training.memory import does_not_fit
@@ -65,8 +66,8 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
         except torch.OutOfMemoryError:
             out_of_memory = True  # outside of this block the batch that failed is let go
         if out_of_memory:
-            raise does_not_fit(wanted.batch_size, run.device, lambda size: _attempt(run, training, size))
-        held_out_loss, held_out_accuracy = evaluate(run.judged, held_out)
+            raise does_not_fit(wanted.batch_size, run.device, lambda size: _attempt(run, training, size), run.group)
+        held_out_loss, held_out_accuracy = evaluate(run.judged, held_out, run.group)
         epoch = len(run.history) + 1
         if not math.isfinite(held_out_loss):
             # The last step of an epoch can break the network while its own loss is still finite.
@@ -80,8 +81,8 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
 
 def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, float, float]:
     """One pass over the data: its first learning rate, and the mean loss and accuracy of its steps."""
-    wanted = run.recipe.train
-    batches = batch_slices(len(training), wanted.batch_size)
+    wanted, group = run.recipe.train, run.group
+    batches = batch_slices(len(training), wanted.batch_size, group.smallest_batch)
     step, steps = len(run.history) * len(batches), wanted.epochs * len(batches)
     watch = Watch(run.device)
     run.network.train()
@@ -91,44 +92,51 @@ def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, flo
     for batch in batches:
         _set_rate(run, step, steps)
         images, classes = training.batch(order[batch])
-        images = augment(images, run.recipe.augmentation, run.generator)
+        count = len(classes)
+        # Every process draws for the whole batch, so that what happens to an image hangs on no number of processes.
+        images = group.share(augment(images, run.recipe.augmentation, run.generator))
+        classes = group.share(classes)
         with autocast(wanted, run.device):
             logits = forward(images)
             loss = F.cross_entropy(logits, classes, label_smoothing=wanted.label_smoothing)
-        watch.note(loss)
+            loss = group.part_of_mean(loss, len(classes), count)
+        whole_loss = group.total(loss.detach())
+        watch.note(whole_loss)
         run.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         if not watch.is_finite():
-            raise _diverged(run.network, "loss", float(loss.detach()), len(run.history) + 1, images)
+            raise _diverged(run.network, "loss", float(whole_loss), len(run.history) + 1, images)
+        group.add_gradients(run.network)
         if run.recipe.optimizer.clip_norm:
             nn.utils.clip_grad_norm_(run.network.parameters(), run.recipe.optimizer.clip_norm)
         run.optimizer.step()
         step += 1
         if run.average is not None:
             run.average.update(run.network, step)
-        loss_sum += loss.detach() * len(classes)
+        loss_sum += whole_loss * count
         correct += (logits.detach().argmax(1) == classes).sum()
-    return first_rate, float(loss_sum) / len(training), float(correct) / len(training)
+    return first_rate, float(loss_sum) / len(training), float(group.total(correct)) / len(training)
 
 
-def evaluate(network: nn.Module, feed: Feed) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy in eval mode and float32."""
+def evaluate(network: nn.Module, feed: Feed, group: Group = ALONE) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy in eval mode and float32; each process of a group takes its part."""
     network.eval()
     loss, correct = 0.0, 0
     at_once = max(1, min(_EVALUATED, _EVALUATED_BYTES // (4 * feed.images[0].numel())))
     with torch.no_grad():
-        for start in range(0, len(feed), at_once):
+        for start in range(group.rank * at_once, len(feed), group.size * at_once):
             images, classes = feed.batch(slice(start, start + at_once))
             logits = network(images)
             loss += float(F.cross_entropy(logits, classes, reduction="sum"))
             correct += int((logits.argmax(1) == classes).sum())
+    loss, correct = group.total(torch.tensor([loss, correct], dtype=torch.float64, device=feed.classes.device)).tolist()
     return loss / len(feed), correct / len(feed)
 
 
-def batch_slices(count: int, size: int) -> list[slice]:
-    """Slices of the shuffled data. A last batch of 1 joins the one before: batch norm cannot train on one sample."""
+def batch_slices(count: int, size: int, smallest: int = 2) -> list[slice]:
+    """Slices of the shuffled data. A last batch below the smallest that can be trained on joins the one before."""
     starts = list(range(0, count, size))
-    if count - starts[-1] == 1 and len(starts) > 1:
+    if count - starts[-1] < smallest and len(starts) > 1:
         starts.pop()
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 

@@ -7,15 +7,22 @@ from collections.abc import Callable
 import torch
 
 from bnfold.errors import DataError
+from bnfold.training.distributed import ALONE, Group
 
 SMALLEST = 2  # batch norm cannot train on one sample
 
 
-def does_not_fit(size: int, device: torch.device, attempt: Callable[[int], None]) -> DataError:
+def does_not_fit(size: int, device: torch.device, attempt: Callable[[int], None], group: Group = ALONE) -> DataError:
     """The sentence for a batch size, once it has failed. attempt: a forward and a backward pass with so many samples.
 
     The size is halved until one goes through; the state of an optimiser that has not stepped yet is not counted.
+    In several processes nothing is tried, as the others would have to try along.
     """
+    if group.size > 1:
+        return DataError(
+            f"train.batch_size is {size}, and its share for process {group.rank} of {group.size} does not fit the "
+            f"memory of the device '{device}'; set a lower one or start more processes"
+        )
     largest = size // 2
     while largest >= SMALLEST and not _goes_through(largest, device, attempt):
         largest //= 2

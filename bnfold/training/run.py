@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from bnfold.training.distributed import ALONE, Group
 from bnfold.training.ema import Average
 from bnfold.training.optimizers import build_optimizer
 from bnfold.training.recipe import Recipe
@@ -30,7 +31,7 @@ class Epoch:
 class Run:
     """generator: of the order of the data and of the augmentation. kept: the state dict that the checkpoint will have.
 
-    history: one row for each epoch that is done, all of finite losses.
+    history: one row for each epoch that is done, all of finite losses. group: the processes that train together.
     """
 
     recipe: Recipe
@@ -41,6 +42,7 @@ class Run:
     generator: torch.Generator
     history: list[Epoch] = field(default_factory=list)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    group: Group = ALONE
 
     @property
     def judged(self) -> nn.Module:
@@ -65,9 +67,9 @@ class Run:
             self.kept = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
 
 
-def begin(network: nn.Module, recipe: Recipe, device: torch.device) -> Run:
+def begin(network: nn.Module, recipe: Recipe, device: torch.device, group: Group = ALONE) -> Run:
     """The state before the first step; the network is moved to the device in place."""
-    network.to(device)
+    network = group.synchronised(network.to(device), device)
     if recipe.train.channels_last:
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Run(
@@ -77,6 +79,7 @@ def begin(network: nn.Module, recipe: Recipe, device: torch.device) -> Run:
         average=Average(network, recipe.train.ema) if recipe.train.ema else None,
         optimizer=build_optimizer(network, recipe.optimizer),
         generator=torch.Generator().manual_seed(recipe.seed),
+        group=group,
     )
 
 

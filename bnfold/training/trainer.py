@@ -16,6 +16,7 @@ from torch import nn
 from bnfold.errors import DataError
 from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from bnfold.training.data import Dataset, load_dataset
+from bnfold.training.distributed import ALONE, Group, processes
 from bnfold.training.divergence import Divergence
 from bnfold.training.execution import choose_device, settings
 from bnfold.training.loop import Progress, fit
@@ -45,6 +46,8 @@ def train(
     The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
     DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
     does not fit the memory, or a folder that exists or cannot be written; KeyboardInterrupt says how to go on.
+
+    Under torchrun the processes share every batch of the recipe, and the first of them writes.
     """
     wanted = load_recipe(recipe, overrides)
     target = choose_device(device)
@@ -54,19 +57,40 @@ def train(
     if place is not None and place.folder.is_dir():
         return _finished(place, wanted)
     data = load_dataset(wanted.data, wanted.folder)
-    if place is None:
-        place = claim(Path(output)) if output is not None else claim_next(wanted.name)
-    try:
-        with settings(wanted, target):
-            run = _begin(wanted, data, target)
-            identity = fingerprint(data)
-            if place.snapshot.exists():
-                restore(place.snapshot, run, identity)
-            with _going_on(place, ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]):
-                fault = _fit(run, data, progress, lambda: write_snapshot(place.snapshot, run, identity))
-                return _save(run, data, place, fault)
-    finally:
-        place.release_unless_resumable()
+    command = ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]
+    with processes(wanted, target) as group:
+        place = place or _claimed(wanted.name, output, group, target)
+        try:
+            with settings(wanted, target):
+                return _trained(_begin(wanted, data, target, group), data, place, progress, command)
+        finally:
+            if group.is_first:
+                place.release_unless_resumable()
+
+
+def _trained(run: Run, data: Dataset, place: Place, progress: Progress | None, command: Sequence[str]) -> Checkpoint:
+    """The checkpoint of a run, from its snapshot on where there is one. command: what it was started by."""
+    identity = fingerprint(data)
+    if place.snapshot.exists():
+        restore(place.snapshot, run, identity)
+    run.group.heard("restored", run.device)  # before the first of them replaces it
+
+    def snapshot() -> None:
+        if run.group.is_first:
+            write_snapshot(place.snapshot, run, identity)
+
+    with _going_on(place, command):
+        fault = _fit(run, data, progress if run.group.is_first else None, snapshot)
+        return _save(run, data, place, fault)
+
+
+def _claimed(name: str, output: Path | str | None, group: Group, device: torch.device) -> Place:
+    """The place of a new run: the first process claims it, the others hear of it."""
+    if not group.is_first:
+        return Place(Path(group.heard("", device)))
+    place = claim(Path(output)) if output is not None else claim_next(name)
+    group.heard(str(place.folder), device)
+    return place
 
 
 def train_in_memory(
@@ -100,11 +124,16 @@ def _save(run: Run, data: Dataset, place: Place, fault: str) -> Checkpoint:
     """The checkpoint of what is kept. fault: why the training ended early; then it is raised, after the writing."""
     if not run.kept:
         raise DataError(f"{fault}; no checkpoint was written")
-    run.network.load_state_dict(run.kept)
-    made = save_checkpoint(
-        place.folder, run.network.to("cpu"), _meta(run, data), run.history, data.held_out_part(), counted=place.counted
-    )
-    place.release()
+    if run.group.is_first:
+        network = _network(run.recipe, data)  # anew: those of several processes have other norms
+        network.load_state_dict(run.kept)
+        made = save_checkpoint(
+            place.folder, network, _meta(run, data), run.history, data.held_out_part(), counted=place.counted
+        )
+        place.release()
+        run.group.heard(str(made.path), run.device)
+    else:
+        made = load_checkpoint(Path(run.group.heard("", run.device)))
     if fault:
         raise DataError(f"{fault}; the checkpoint {made.path} has the weights of epoch {run.kept_epoch}")
     return made
@@ -123,12 +152,15 @@ def _going_on(place: Place, command: Sequence[str]) -> Iterator[None]:
         raise type(problem)(sentence) from None
 
 
-def _begin(recipe: Recipe, data: Dataset, device: torch.device) -> Run:
+def _begin(recipe: Recipe, data: Dataset, device: torch.device, group: Group = ALONE) -> Run:
+    return begin(_network(recipe, data), recipe, device, group)
+
+
+def _network(recipe: Recipe, data: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         kind, args = recipe.network.kind, recipe.network.args
-        network = build_network(kind, data.images.shape[1:], len(data.labels), args)
-    return begin(network, recipe, device)
+        return build_network(kind, data.images.shape[1:], len(data.labels), args)
 
 
 def _finished(place: Place, recipe: Recipe) -> Checkpoint:

@@ -1,0 +1,198 @@
+"""Two processes train what one would."""
+
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import bnfold
+from bnfold.errors import DataError
+from bnfold.training import load_checkpoint, load_recipe, train
+from bnfold.training.distributed import ALONE, Group, PooledBatchNorm, processes
+from bnfold.training.loop import batch_slices
+from bnfold.training.memory import does_not_fit
+from bnfold.training.networks import build_network
+
+CPU = torch.device("cpu")
+MEANT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+# 1,438 samples: batches of an odd size, and a last one of one sample.
+FEW = ["train.batch_size=479", "train.epochs=2", "train.ema=0.5", "augmentation.flip=true"]
+
+# The part of the gradient that a whole batch has for a process, and what its norms keep, for unequal shares.
+WORKER = """
+import sys
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file, save_file
+from torch import nn
+from bnfold.training.distributed import PooledBatchNorm
+
+rank, folder = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+given, made = load_file(f"{folder}/given.safetensors"), {}
+for name, kind in (("flat", nn.BatchNorm1d), ("picture", nn.BatchNorm2d), ("far", nn.BatchNorm1d)):
+    x = given[f"{name}/x"].split([5, 2])[rank].clone().requires_grad_()
+    norm = PooledBatchNorm.of(kind(3))
+    y = norm(x)
+    (y * given[f"{name}/g"].split([5, 2])[rank]).sum().backward()
+    made |= {f"{name}/y": y.detach(), f"{name}/x": x.grad, f"{name}/gamma": norm.weight.grad,
+             f"{name}/beta": norm.bias.grad, f"{name}/mean": norm.running_mean, f"{name}/var": norm.running_var}
+save_file(made, f"{folder}/made-{rank}.safetensors")
+dist.destroy_process_group()
+"""
+
+
+def near(found: torch.Tensor, expected: torch.Tensor, bound: float) -> bool:
+    """Within a bound, relative to the largest."""
+    return float((found.double() - expected.double()).abs().max()) <= bound * max(1.0, float(expected.abs().max()))
+
+
+def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    x = {"flat": torch.randn(7, 3), "picture": torch.randn(7, 3, 4, 5) * 3 + 1, "far": torch.randn(7, 3) * 0.01 + 100}
+    given = {f"{name}/x": each for name, each in x.items()}
+    given |= {f"{name}/g": torch.randn_like(each) for name, each in x.items()}
+    save_file(given, tmp_path / "given.safetensors")
+    command = [sys.executable, "-c", WORKER]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | MEANT) for rank in (0, 1)]
+    assert [each.wait(60) for each in running] == [0, 0]
+    first, second = (load_file(tmp_path / f"made-{rank}.safetensors") for rank in (0, 1))
+    for name, whole in x.items():
+        norm = (nn.BatchNorm2d if whole.ndim == 4 else nn.BatchNorm1d)(3).double()
+        wanted = whole.double().requires_grad_()
+        y = norm(wanted)
+        (y * given[f"{name}/g"]).sum().backward()
+        # At a mean of 100 the input itself is rounded to 7.6e-6, which the narrow spread of 0.01 makes 1e-3 of it.
+        bound = 2e-1 if name == "far" else 2e-5
+        for key, expected in (("y", y), ("x", wanted.grad)):
+            both = torch.cat([first[f"{name}/{key}"], second[f"{name}/{key}"]])
+            assert near(both, expected.detach(), bound)
+        for key, expected in (("gamma", norm.weight.grad), ("beta", norm.bias.grad)):
+            both = first[f"{name}/{key}"] + second[f"{name}/{key}"]
+            assert near(both, expected, bound)
+        for made in (first, second):
+            for key, expected in (("mean", norm.running_mean), ("var", norm.running_var)):
+                assert near(made[f"{name}/{key}"], expected, 1e-6)
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
+    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "bnfold", "train", *arguments]
+    return subprocess.run(command, env=os.environ | MEANT, capture_output=True, text=True, timeout=120)
+
+
+def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) -> None:
+    sets = [part for each in FEW for part in ("--set", each)]
+    ran = torchrun(str(recipe), "--device", "cpu", "-o", str(tmp_path / "two"), *sets)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.count("held_out_accuracy") == 1, "one of them says what came of it"
+    alone = train(recipe, output=tmp_path / "one", overrides=FEW, device="cpu")
+    made = load_checkpoint(tmp_path / "two")
+    one, two = (load_file(each.path / "weights.safetensors") for each in (alone, made))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert near(two[name], one[name], 1e-5), name
+    rows = [list(csv.reader((each.path / "history.csv").read_text().splitlines())) for each in (alone, made)]
+    for mine, theirs in zip(*(table[1:] for table in rows), strict=True):
+        assert [float(x) for x in mine[:-1]] == pytest.approx([float(x) for x in theirs[:-1]], rel=1e-4)
+    assert not list(tmp_path.glob("*.partial"))
+    network = made.module()
+    assert {type(each) for each in network.modules() if "Norm" in type(each).__name__} == {nn.BatchNorm2d}
+    folded = bnfold.fold(network, made.example_inputs())
+    assert not [each for each in folded.model.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
+def test_a_loss_that_is_not_finite_ends_every_process(recipe: Path, tmp_path: Path) -> None:
+    ran = torchrun(
+        str(recipe), "--device", "cpu", "-o", str(tmp_path / "run"), "--set", "optimizer.learning_rate=1e6",
+        "--set", "train.batch_size=64", "--set", "optimizer.weight_decay=1e6",
+    )  # fmt: skip
+    assert ran.returncode != 0
+    assert "expected a finite one" in ran.stderr
+    assert "lower optimizer.learning_rate" in ran.stderr
+    assert "exchange" not in ran.stderr, "no process was left behind by another"
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_parts_of_a_batch_are_the_batch() -> None:
+    x = torch.arange(7)
+    assert ALONE.share(x) is x
+    assert [Group(rank, 3).share(x).tolist() for rank in range(3)] == [[0, 1, 2], [3, 4], [5, 6]]
+    sizes = [batch.stop - batch.start for batch in batch_slices(67, 32, Group(0, 4).smallest_batch)]
+    assert sizes == [32, 35], "no process is left without a sample"
+
+
+def test_a_norm_is_replaced_with_the_same_parameters() -> None:
+    network = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4, 4]})
+    before = dict(network.state_dict(keep_vars=True))
+    group = Group(0, 2).synchronised(network, CPU)
+    after = group.state_dict(keep_vars=True)
+    assert any(isinstance(each, PooledBatchNorm) for each in group.modules())
+    assert not any(isinstance(each, nn.BatchNorm2d) for each in group.modules())
+    assert before.keys() == after.keys()
+    assert all(before[name] is after[name] for name in before)
+    x = torch.randn(3, 1, 8, 8)
+    plain = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4, 4]})
+    plain.load_state_dict(network.state_dict())
+    np.testing.assert_array_equal(group.eval()(x).detach(), plain.eval()(x).detach())
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "handwritten"])
+def test_a_norm_that_knows_one_process_only_is_refused(norm: str) -> None:
+    network = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4], "norm": norm})
+    with pytest.raises(DataError, match=r"cannot train in 2 processes.*network\.norm=batch"):
+        Group(0, 2).synchronised(network, CPU)
+
+
+@pytest.mark.parametrize(
+    ("variables", "overrides", "message"),
+    [
+        ({"RANK": "one"}, [], "RANK is 'one', expected a whole number from 0"),
+        ({"WORLD_SIZE": "0"}, [], "WORLD_SIZE is '0', expected a whole number from 1"),
+        ({}, ["train.batch_size=2", "train.compile=false"], r"train\.batch_size is 2, of all 3 processes"),
+        ({}, ["train.compile=true"], r"are for one process, and 3 were started"),
+        ({"MASTER_PORT": "no port"}, [], "process 0 of 3 cannot join the others"),
+    ],
+)
+def test_processes_that_cannot_train_together_say_why(
+    recipe: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], overrides: list[str], message: str
+) -> None:
+    meeting = {"RANK": "0", "WORLD_SIZE": "3", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in (meeting | variables).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(DataError, match=message), processes(load_recipe(recipe, overrides), CPU):
+        pass
+
+
+def test_one_process_under_torchrun_is_alone(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with processes(load_recipe(recipe), CPU) as group:
+        assert group == ALONE
+
+
+def test_more_processes_than_devices_are_refused(recipe: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    message = "1 CUDA devices for process 1"
+    with pytest.raises(DataError, match=message), processes(load_recipe(recipe), torch.device("cuda")):
+        pass
+
+
+def test_a_share_that_does_not_fit_is_said_without_trying_smaller_ones() -> None:
+    def attempt(_size: int) -> None:
+        raise AssertionError("the other processes would not try along")
+
+    assert "its share for process 1 of 2 does not fit" in str(does_not_fit(64, CPU, attempt, Group(1, 2)))
