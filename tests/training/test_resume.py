@@ -14,9 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from bnfold.errors import DataError
-from bnfold.training import train, trainer
+from bnfold.training import load_recipe, train, trainer
 from bnfold.training.data import load_dataset
 from bnfold.training.recipe import Data
+from bnfold.training.run import best_epoch
+from bnfold.training.trainer import train_in_memory
 
 SHORT = ["train.epochs=4", "network.widths=[4, 4]"]
 # What makes the state larger: each adds tensors or random numbers to it.
@@ -63,6 +65,25 @@ def test_a_resumed_run_gives_the_bits_of_one_that_was_not_stopped(
         metrics = [dict(each.meta["metrics"], seconds=0) for each in (made, whole)]
         assert metrics[0] == metrics[1]
         assert not folder.with_name(folder.name + ".partial").exists()
+
+
+def test_the_best_weights_so_far_are_resumed_with(recipe: Path, tmp_path: Path) -> None:
+    """At a learning rate of 2 the accuracy goes up and down: the run is stopped where it has gone down."""
+    wild = [*SHORT, "train.epochs=8", "train.schedule=constant", "optimizer.learning_rate=2", "train.keep=best"]
+    _, history = train_in_memory(load_recipe(recipe, wild), device="cpu")
+    worse = next(row.epoch for row in history[:-1] if best_epoch(history[: row.epoch]) < row.epoch)
+    whole = train(recipe, output=tmp_path / "whole", overrides=wild)
+    path = stopped(recipe, tmp_path / "run", worse, wild)
+    assert "kept/head.bias" in load_file(path)
+    assert weights(train(recipe, resume=tmp_path / "run", overrides=wild).path) == weights(whole.path)
+
+
+@pytest.mark.parametrize("norm", ["batch_renorm", "handwritten"])
+def test_norms_with_a_state_of_their_own_resume_with_it(recipe: Path, tmp_path: Path, norm: str) -> None:
+    overrides = [*SHORT, f"network.norm={norm}"]
+    whole = train(recipe, output=tmp_path / "whole", overrides=overrides)
+    stopped(recipe, tmp_path / "run", 2, overrides)
+    assert weights(train(recipe, resume=tmp_path / "run", overrides=overrides).path) == weights(whole.path)
 
 
 def test_a_network_that_draws_random_numbers_resumes_with_them(
