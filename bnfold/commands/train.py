@@ -51,6 +51,12 @@ def add(commands: Commands) -> None:
         help="go on with the run that was to write this checkpoint folder, with the same recipe and --set",
     )
     parser.add_argument(
+        "--tensorboard",
+        metavar="FOLDER",
+        type=Path,
+        help="write the history, epoch by epoch, into an event file for TensorBoard in this folder",
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
@@ -74,6 +80,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
                 output=options.output,
                 resume=options.resume,
                 progress=console.progress,
+                tensorboard=options.tensorboard,
             )
     except KeyboardInterrupt as stopped:
         console.failure(str(stopped) or "interrupted")

@@ -24,6 +24,7 @@ from bnfold.training.networks import build_network
 from bnfold.training.place import Place, claim, claim_next, reopen
 from bnfold.training.recipe import Recipe, load_recipe
 from bnfold.training.run import Epoch, Run, begin
+from bnfold.training.scalars import check_tensorboard, scalars
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
 
 
@@ -35,13 +36,14 @@ def train(
     output: Path | str | None = None,
     resume: Path | str | None = None,
     progress: Progress | None = None,
+    tensorboard: Path | str | None = None,
 ) -> Checkpoint:
     """Train the network of a recipe.
 
     device: auto, cpu or cuda. overrides: `key=value` with dots between tables. output: the checkpoint folder, which
     must not exist; the next free `runs/<name>/<n>` by default. resume: the checkpoint folder of a run that was stopped,
     in place of output; with the same recipe and overrides it goes on after the last epoch that was done. progress:
-    called with one line an epoch.
+    called with one line an epoch. tensorboard: a folder for an event file with the history.
 
     The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
     DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
@@ -51,6 +53,9 @@ def train(
     """
     wanted = load_recipe(recipe, overrides)
     target = choose_device(device)
+    board = None if tensorboard is None else Path(tensorboard)
+    if board is not None:
+        check_tensorboard()
     if output is not None and resume is not None:
         raise DataError("a new folder and one to resume were both given; expected one of them, --output or --resume")
     place = reopen(Path(resume)) if resume is not None else None
@@ -58,17 +63,20 @@ def train(
         return _finished(place, wanted)
     data = load_dataset(wanted.data, wanted.folder)
     command = ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]
+    command += [] if board is None else [f"--tensorboard={board}"]
     with processes(wanted, target) as group:
         place = place or _claimed(wanted.name, output, group, target)
         try:
             with settings(wanted, target):
-                return _trained(_begin(wanted, data, target, group), data, place, progress, command)
+                return _trained(_begin(wanted, data, target, group), data, place, progress, command, board)
         finally:
             if group.is_first:
                 place.release_unless_resumable()
 
 
-def _trained(run: Run, data: Dataset, place: Place, progress: Progress | None, command: Sequence[str]) -> Checkpoint:
+def _trained(
+    run: Run, data: Dataset, place: Place, progress: Progress | None, command: Sequence[str], board: Path | None
+) -> Checkpoint:
     """The checkpoint of a run, from its snapshot on where there is one. command: what it was started by."""
     identity = fingerprint(data)
     if place.snapshot.exists():
@@ -79,8 +87,14 @@ def _trained(run: Run, data: Dataset, place: Place, progress: Progress | None, c
         if run.group.is_first:
             write_snapshot(place.snapshot, run, identity)
 
-    with _going_on(place, command):
-        fault = _fit(run, data, progress if run.group.is_first else None, snapshot)
+    with _going_on(place, command), scalars(board if run.group.is_first else None, len(run.history)) as log:
+
+        def tell(line: str) -> None:
+            log(run.history[-1])
+            if progress is not None and run.group.is_first:
+                progress(line)
+
+        fault = _fit(run, data, tell, snapshot)
         return _save(run, data, place, fault)
 
 
