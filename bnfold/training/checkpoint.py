@@ -146,7 +146,7 @@ def save_checkpoint(
         save_file({name: torch.from_numpy(np.array(part)) for name, part in kept.items()}, scratch / HELD_OUT)
         _fill(scratch, module, meta, kept["images"])
         write_history(scratch / "history.csv", history)
-        accuracy = history[-1].held_out_accuracy
+        accuracy = meta["metrics"]["held_out_accuracy"]
         draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
 
     return _written(folder, fill, counted)
