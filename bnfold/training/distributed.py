@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -160,14 +161,15 @@ def _all_reduced(x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(summed)
     except RuntimeError as problem:
         raise DataError(
-            f"the exchange with the other processes failed ({_first_line(problem):.200}); the one that ended first "
-            "says why"
+            f"the exchange with the other processes failed: {_first_line(problem):.200}; see what the process "
+            "that ended first says"
         ) from None
     return summed
 
 
 def _first_line(problem: Exception) -> str:
-    return str(problem).strip().partition("\n")[0]
+    line = str(problem).strip().partition("\n")[0]
+    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", line).partition(". ")[0]  # without the line of torch's own source
 
 
 class _Total(torch.autograd.Function):

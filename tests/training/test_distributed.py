@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -113,16 +115,54 @@ def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) ->
     assert not [each for each in folded.model.modules() if isinstance(each, nn.BatchNorm2d)]
 
 
+def started(*arguments: str) -> list[subprocess.Popen[str]]:
+    """The two processes as torchrun starts them, without it: it would end one after the other has failed."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    command = [sys.executable, "-m", "bnfold", "train", "--device", "cpu", *arguments]
+    return [
+        subprocess.Popen(
+            command,
+            env=os.environ | MEANT | meeting | {"RANK": rank, "LOCAL_RANK": rank},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+
+
 def test_a_loss_that_is_not_finite_ends_every_process(recipe: Path, tmp_path: Path) -> None:
-    ran = torchrun(
-        str(recipe), "--device", "cpu", "-o", str(tmp_path / "run"), "--set", "optimizer.learning_rate=1e6",
-        "--set", "train.batch_size=64", "--set", "optimizer.weight_decay=1e6",
-    )  # fmt: skip
-    assert ran.returncode != 0
-    assert "expected a finite one" in ran.stderr
-    assert "lower optimizer.learning_rate" in ran.stderr
-    assert "exchange" not in ran.stderr, "no process was left behind by another"
+    sets = ["--set", "optimizer.learning_rate=1e6", "--set", "optimizer.weight_decay=1e6"]
+    for process in started(str(recipe), "-o", str(tmp_path / "run"), *sets):
+        said = process.communicate(timeout=60)[1]
+        assert process.returncode == 2
+        assert "expected a finite one" in said
+        assert "lower optimizer.learning_rate" in said
     assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_is_killed_ends_the_others_with_a_sentence(recipe: Path, tmp_path: Path) -> None:
+    snapshot = tmp_path / "run.partial" / "snapshot.safetensors"
+    first, second = started(str(recipe), "-o", str(tmp_path / "run"), "--set", "train.epochs=100000")
+    while not snapshot.exists() and first.poll() is None:
+        time.sleep(0.05)
+    second.kill()
+    second.communicate(timeout=60)
+    said = first.communicate(timeout=60)[1]
+    assert first.returncode == 2, said
+    assert "the exchange with the other processes failed" in said
+    assert f"--resume {tmp_path / 'run'}" in said
+    assert "Traceback" not in said
+    assert snapshot.exists()
+
+
+def test_on_cuda_the_norms_are_those_of_torch() -> None:
+    network = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4, 4]})
+    names = set(network.state_dict())
+    converted = Group(0, 2).synchronised(network, torch.device("cuda"))
+    assert len([each for each in converted.modules() if isinstance(each, nn.SyncBatchNorm)]) == 2
+    assert set(converted.state_dict()) == names
 
 
 def test_the_parts_of_a_batch_are_the_batch() -> None:
