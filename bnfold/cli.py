@@ -73,8 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _silence(sys.stdout)
         return READER_GONE
-    except KeyboardInterrupt:
-        _fail(console, "interrupted")
+    except KeyboardInterrupt as stopped:  # a command that can be gone on with says how
+        _fail(console, str(stopped) or "interrupted")
         return INTERRUPTED
     except Exception as problem:
         _fail(console, _sentence(problem))

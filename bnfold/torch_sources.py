@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from bnfold.bundle import SourceParameter, hash_tensor
 from bnfold.errors import DataError
+from bnfold.factories import make
 from bnfold.folding.torch_tensors import to_numpy
 from bnfold.sources import Source, file_sha256
 
@@ -86,16 +86,7 @@ def _storage(tensor: torch.Tensor) -> tuple[object, ...]:
 
 
 def _made(spec: str) -> torch.nn.Module:
-    module_name, _, attribute = spec.partition(":")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        factory: Any = importlib.import_module(module_name)
-        for part in attribute.split("."):
-            factory = getattr(factory, part)
-        made = factory()
-    except Exception as problem:  # whatever the user's own code raises
-        raise DataError(f"{spec} cannot be made: {type(problem).__name__}: {problem}") from problem
+    made = make(spec, spec, () if "" in sys.path else (Path.cwd(),))
     if not isinstance(made, torch.nn.Module):
         raise DataError(f"{spec} gave an object of type {type(made).__name__}, expected a torch.nn.Module")
     return made

@@ -63,6 +63,25 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_recipe(parser: argparse.ArgumentParser) -> None:
+    """RECIPE.toml, the values that override it, and where it is trained."""
+    parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="what to train, on what, and how")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cuda", "cpu"),
+        default="auto",
+        help="auto takes CUDA where there is a device (default: auto)",
+    )
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="override one value of the recipe, with dots between tables, as in --set train.epochs=5; repeatable",
+    )
+
+
 def shape(text: str) -> tuple[int, ...]:
     """Read a shape such as 3,224,224."""
     try:

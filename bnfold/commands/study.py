@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.commands.options import Commands, add_command
+from bnfold.commands.options import Commands, add_command, add_recipe
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -21,15 +21,7 @@ def add(commands: Commands) -> None:
         "Train the network of a recipe with and without batch norm, with other norms, learning rates and batch sizes. "
         "Writes study.html, one sentence for each finding and the curves behind it, and study.json.",
     )
-    parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="what to train, on what, and how")
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="override one value of the recipe for every training, as in --set train.epochs=10; repeatable",
-    )
+    add_recipe(parser)
     parser.add_argument("--seeds", metavar="N", type=int, default=5, help="trainings of each kind (default: 5)")
     parser.add_argument(
         "--experiment",
@@ -38,12 +30,6 @@ def add(commands: Commands) -> None:
         action="append",
         default=[],
         help="speed, rates, batches, norms or order; repeatable (default: all)",
-    )
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cuda", "cpu"),
-        default="auto",
-        help="auto takes CUDA where there is a device (default: auto)",
     )
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=0, help="trainings side by side (default: one a core, one on CUDA)"

@@ -10,12 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.commands.options import Commands, add_command
+from bnfold.commands.options import Commands, add_command, add_recipe
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
-
-INTERRUPTED = 130  # 128 + SIGINT, as bnfold.cli has it
 
 
 def add(commands: Commands) -> None:
@@ -25,25 +23,11 @@ def add(commands: Commands) -> None:
         "train",
         run,
         "Train the network of a recipe. Writes a checkpoint folder: weights.safetensors, checkpoint.json, "
-        "held_out.safetensors, history.csv and curves.png. While it trains, FOLDER.partial has a snapshot of the last "
-        "epoch, from which --resume goes on after whatever stopped it, bit for bit on the CPU. Started by "
-        "torchrun, the processes share every batch.",
+        "held_out.safetensors, history.csv, curves.png, readiness.html and readiness.json. While it trains, "
+        "FOLDER.partial has a snapshot of the last epoch, from which --resume goes on after whatever stopped it, bit "
+        "for bit on the CPU. Started by torchrun, the processes share every batch.",
     )
-    parser.add_argument("recipe", metavar="RECIPE.toml", type=Path, help="what to train, on what, and how")
-    parser.add_argument(
-        "--device",
-        choices=("auto", "cuda", "cpu"),
-        default="auto",
-        help="auto takes CUDA where there is a device (default: auto)",
-    )
-    parser.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="KEY=VALUE",
-        action="append",
-        default=[],
-        help="override one value of the recipe, with dots between tables, as in --set train.epochs=5; repeatable",
-    )
+    add_recipe(parser)
     parser.add_argument(
         "--resume",
         metavar="FOLDER",
@@ -71,20 +55,16 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from bnfold.training import train
     from bnfold.training.distributed import is_first_process
 
-    try:
-        with _terminated_like_interrupted():
-            checkpoint = train(
-                options.recipe,
-                device=options.device,
-                overrides=options.overrides,
-                output=options.output,
-                resume=options.resume,
-                progress=console.progress,
-                tensorboard=options.tensorboard,
-            )
-    except KeyboardInterrupt as stopped:
-        console.failure(str(stopped) or "interrupted")
-        return INTERRUPTED
+    with _terminated_like_interrupted():
+        checkpoint = train(
+            options.recipe,
+            device=options.device,
+            overrides=options.overrides,
+            output=options.output,
+            resume=options.resume,
+            progress=console.progress,
+            tensorboard=options.tensorboard,
+        )
     if not is_first_process():
         return 0
     metrics = checkpoint.meta["metrics"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -73,7 +74,12 @@ def run_study(
         raise DataError(f"no training of the study came to its end: {broken[0].failure}")
     findings = find(planned, runs, _refusal(path, overrides))
     study = Study(
-        folder, base.name, planned, tuple(runs), tuple(findings), _about(path, overrides, seeds, base, device)
+        folder,
+        base.name,
+        planned,
+        tuple(runs),
+        tuple(findings),
+        _about(path, overrides, experiments, seeds, base, device, folder),
     )
     _write(study)
     return study
@@ -88,12 +94,26 @@ def _refusal(path: Path, overrides: Sequence[str]) -> str:
     return ""
 
 
-def _about(path: Path, overrides: Sequence[str], seeds: int, base: Any, device: str) -> dict[str, Any]:
+def _about(
+    path: Path, overrides: Sequence[str], names: Sequence[str], seeds: int, base: Any, device: str, output: Path
+) -> dict[str, Any]:
     import torch
 
+    chosen = [f"--experiment={name}" for name in names]
     kept = {key: value for key, value in dataclasses.asdict(base).items() if key != "folder"}
     return {
-        "command": " ".join(["bnfold study", str(path), *(f"--set {text}" for text in overrides), f"--seeds {seeds}"]),
+        "command": shlex.join(
+            [
+                "bnfold",
+                "study",
+                str(path),
+                *(f"--set={text}" for text in overrides),
+                *chosen,
+                f"--seeds={seeds}",
+                "-o",
+                str(output),
+            ]
+        ),
         "seeds": seeds,
         "device": device,
         "recipe": kept,
