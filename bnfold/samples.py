@@ -154,21 +154,31 @@ def _pair(data: Any, specs: Sequence[TensorSpec]) -> Samples:
     return Samples({specs[0].name: array}, _as_labels(data[1], "labels"))
 
 
-def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
+def unpack(path: Path, most: int, remedy: str) -> dict[str, Any]:
+    """The arrays of an .npz of at most `most` bytes unpacked, no pickled objects.
+
+    remedy: for one that has more, with {} for its bytes. A name may stand for something else than an array.
+    Raises DataError for what is no such file.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             declared = sum(entry.file_size for entry in archive.infolist())
-        if declared > MAX_BYTES:
-            raise DataError(f"{path} unpacks to {declared} bytes, expected at most {MAX_BYTES}; give fewer samples")
+        if declared > most:
+            raise DataError(f"{path} unpacks to {declared} bytes, expected at most {most}; {remedy.format(declared)}")
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+            return {name: archive[name] for name in archive.files}
     except DataError:
         raise
     except Exception as problem:  # zipfile and numpy raise nearly any type on hostile bytes
+        first = next(iter(str(problem).splitlines()), type(problem).__name__)
         raise DataError(
-            f"{path} is no .npz file that can be read ({problem}); expected one as numpy.savez writes it, of numbers "
-            "and without pickled objects; write it again"
+            f"{path} is no .npz file that can be read ({first:.200}); expected one as numpy.savez writes it, of "
+            "numbers and without pickled objects; write it again"
         ) from None
+
+
+def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
+    arrays = unpack(path, MAX_BYTES, "give fewer samples")
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise DataError(f"{path}: '{name}' is no array; expected arrays as numpy.savez writes them")

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
 from bnfold.errors import DataError
 from bnfold.preprocessing import MAX_SIDE, Preprocessing
+from bnfold.samples import unpack
 from bnfold.training.data.dataset import Array, Dataset
 from bnfold.training.data.normalisation import normalise
 from bnfold.training.data.split import hold_out, refuse_choice
@@ -42,23 +42,7 @@ def load(wanted: Data, path: Path) -> Dataset:
 
 
 def _read(path: Path, most: int) -> dict[str, Array]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            declared = sum(entry.file_size for entry in archive.infolist())
-        if declared > most:
-            raise DataError(
-                f"{path} unpacks to {declared} bytes, expected at most {most}; take a smaller set, or set "
-                f"data.max_bytes={declared}"
-            )
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except DataError:
-        raise
-    except Exception as problem:  # zipfile and numpy raise nearly any type on hostile bytes
-        raise DataError(
-            f"{path} is no .npz file that can be read ({str(problem).splitlines()[0]:.200}); expected one as "
-            "numpy.savez writes it, without pickled objects; write it again"
-        ) from None
+    arrays = unpack(path, most, "take a smaller set, or set data.max_bytes={}")
     for name, array in arrays.items():
         if name not in _KNOWN or not isinstance(array, np.ndarray):
             raise DataError(f"{path} has the unknown array {name!r:.80}, expected only {', '.join(_KNOWN)}; remove it")
