@@ -19,6 +19,7 @@ from bnfold.training.memory import does_not_fit
 from bnfold.training.run import Epoch as Epoch
 from bnfold.training.run import Run
 from bnfold.training.schedules import SCHEDULES
+from bnfold.training.smallest_batch import smallest_batch
 
 Progress = Callable[[str], None]
 
@@ -66,7 +67,10 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
         except torch.OutOfMemoryError:
             out_of_memory = True  # outside of this block the batch that failed is let go
         if out_of_memory:
-            raise does_not_fit(wanted.batch_size, run.device, lambda size: _attempt(run, training, size), run.group)
+            smallest = smallest_batch(run.network)
+            raise does_not_fit(
+                wanted.batch_size, run.device, lambda size: _attempt(run, training, size), smallest, run.group
+            )
         held_out_loss, held_out_accuracy = evaluate(run.judged, held_out, run.group)
         epoch = len(run.history) + 1
         if not math.isfinite(held_out_loss):
@@ -134,9 +138,12 @@ def evaluate(network: nn.Module, feed: Feed, group: Group = ALONE) -> tuple[floa
 
 
 def batch_slices(count: int, size: int, smallest: int = 2) -> list[slice]:
-    """Slices of the shuffled data. A last batch below the smallest that can be trained on joins the one before."""
+    """Slices of the shuffled data. A last batch below the smallest that can be trained on joins the one before.
+
+    With a size of 1 all batches are of 1.
+    """
     starts = list(range(0, count, size))
-    if count - starts[-1] < smallest and len(starts) > 1:
+    if count - starts[-1] < min(smallest, size) and len(starts) > 1:
         starts.pop()
     return [slice(start, end) for start, end in zip(starts, [*starts[1:], count], strict=True)]
 

@@ -9,11 +9,12 @@ import torch
 from bnfold.errors import DataError
 from bnfold.training.distributed import ALONE, Group
 
-SMALLEST = 2  # batch norm cannot train on one sample
 
-
-def does_not_fit(size: int, device: torch.device, attempt: Callable[[int], None], group: Group = ALONE) -> DataError:
+def does_not_fit(
+    size: int, device: torch.device, attempt: Callable[[int], None], smallest: int, group: Group = ALONE
+) -> DataError:
     """The sentence for a batch size, once it has failed. attempt: a forward and a backward pass with so many samples.
+    smallest: what the network can train on at all.
 
     The size is halved until one goes through; the state of an optimiser that has not stepped yet is not counted.
     In several processes nothing is tried, as the others would have to try along.
@@ -24,16 +25,17 @@ def does_not_fit(size: int, device: torch.device, attempt: Callable[[int], None]
             f"memory of the device '{device}'; set a lower one or start more processes"
         )
     largest = size // 2
-    while largest >= SMALLEST and not _goes_through(largest, device, attempt):
+    while largest >= smallest and not _goes_through(largest, device, attempt):
         largest //= 2
-    if largest < SMALLEST:
+    if largest < smallest:
+        neither = f", and neither does a batch of {smallest}" if size > smallest else ""
         return DataError(
-            f"train.batch_size is {size}, which does not fit the memory of the device '{device}', and neither does a "
-            "batch of 2; take a smaller network or smaller images"
+            f"train.batch_size is {size}, which does not fit the memory of the device '{device}'{neither}; take a "
+            "smaller network or smaller images"
         )
     return DataError(
         f"train.batch_size is {size}, which does not fit the memory of the device '{device}'; a step of {largest} went "
-        f"through: set train.batch_size={largest} or lower"
+        f"through: set train.batch_size={largest}{' or lower' if largest > smallest else ''}"
     )
 
 

@@ -25,6 +25,7 @@ from bnfold.training.place import Place, claim, claim_next, reopen
 from bnfold.training.recipe import Recipe, load_recipe
 from bnfold.training.run import Epoch, Run, begin
 from bnfold.training.scalars import check_tensorboard, scalars
+from bnfold.training.smallest_batch import check_batch_size
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
 
 
@@ -167,7 +168,9 @@ def _going_on(place: Place, command: Sequence[str]) -> Iterator[None]:
 
 
 def _begin(recipe: Recipe, data: Dataset, device: torch.device, group: Group = ALONE) -> Run:
-    return begin(_network(recipe, data), recipe, device, group)
+    network = _network(recipe, data)
+    check_batch_size(network, recipe.train.batch_size)
+    return begin(network, recipe, device, group)
 
 
 def _network(recipe: Recipe, data: Dataset) -> nn.Module:

@@ -235,4 +235,4 @@ def test_a_share_that_does_not_fit_is_said_without_trying_smaller_ones() -> None
     def attempt(_size: int) -> None:
         raise AssertionError("the other processes would not try along")
 
-    assert "its share for process 1 of 2 does not fit" in str(does_not_fit(64, CPU, attempt, Group(1, 2)))
+    assert "its share for process 1 of 2 does not fit" in str(does_not_fit(64, CPU, attempt, 2, Group(1, 2)))

@@ -260,20 +260,23 @@ class Hungry(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("most", "message"),
+    ("most", "words", "message"),
     [
-        (20, "train.batch_size is 64, which does not fit .*; a step of 16 went through: set train.batch_size=16 or"),
-        (2, "set train.batch_size=2 or lower"),
-        (1, "and neither does a batch of 2; take a smaller network"),
+        (20, [], "is 64, which does not fit .*; a step of 16 went through: set train.batch_size=16 or lower"),
+        (2, [], "set train.batch_size=2$"),
+        (1, [], "and neither does a batch of 2; take a smaller network"),
+        (1, ["network.norm=group"], "set train.batch_size=1$"),
+        (0, ["network.norm=group"], "and neither does a batch of 1; take a smaller network"),
+        (0, ["network.norm=group", "train.batch_size=1"], "not fit the memory of the device 'cpu'; take a smaller"),
     ],
 )
 def test_a_batch_that_does_not_fit_says_which_one_would(
-    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, message: str
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, words: list[str], message: str
 ) -> None:
     build = trainer.build_network
     monkeypatch.setattr(trainer, "build_network", lambda *args: nn.Sequential(Hungry(most), build(*args)))
     with pytest.raises(DataError, match=message) as raised:
-        train(recipe, output=tmp_path / "run")
+        train(recipe, output=tmp_path / "run", overrides=words)
     assert "\n" not in str(raised.value)
     assert list(tmp_path.iterdir()) == []
 

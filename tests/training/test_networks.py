@@ -129,6 +129,11 @@ def test_a_norm_behind_the_activation_folds_forward_unless_padding_or_a_pooling_
     assert [row.reason or row.outcome for row in rows] == ["PAD_SHIFT", "NEGATIVE_SCALE_THROUGH_MAXPOOL", "folded"]
 
 
+@pytest.mark.parametrize("case", SMALL)
+def test_a_bias_before_a_norm_folds_too(case: str) -> None:
+    assert assert_folds(case, "batch", bias=True).counts["folded"] > 0
+
+
 @pytest.mark.long
 @pytest.mark.parametrize(("case", "norm"), CASES)
 def test_folds_with_every_norm(case: str, norm: str) -> None:
@@ -150,6 +155,22 @@ def test_without_norms_the_layers_have_biases(case: str) -> None:
     layers = [layer for layer in built(case, norm="none").modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
     # A shortcut's would stand beside that of the last convolution; the head of the speed run has none.
     assert sum(layer.bias is None for layer in layers) == {"resnet 2": 1, "airbench": 1}.get(case, 0)
+
+
+@pytest.mark.parametrize("case", SMALL)
+def test_the_bias_of_every_layer_before_a_norm_can_be_kept(case: str) -> None:
+    layers = [layer for layer in built(case, bias=True).modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    assert sum(layer.bias is None for layer in layers) == {"resnet 2": 1, "airbench": 1}.get(case, 0)
+
+
+@pytest.mark.parametrize("case", ["mlp", "plain_cnn", "resnet 1", "vgg_bn", "mobilenet 1", "mobilenet 2", "repvgg"])
+def test_batch_norm_takes_such_a_bias_away(case: str) -> None:
+    network = built(case, bias=True).double().train()
+    F.cross_entropy(network(torch.rand(8, *DIGITS).double()), torch.arange(8) % CLASSES).backward()
+    layers = [(name, layer) for name, layer in network.named_modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
+    for name, layer in layers:
+        largest = float(layer.bias.grad.abs().max())
+        assert (largest > 1e-3) if name == "head" else (largest < 1e-12), name
 
 
 @pytest.mark.parametrize("case", SMALL)

@@ -60,7 +60,7 @@ def test_overrides_reach_into_tables_and_are_values_as_in_toml(tmp_path: Path) -
         ("train.epochs=0", "train.epochs"),
         ("train.epochs=true", "train.epochs"),
         ("train.epochs=2.5", "train.epochs"),
-        ("train.batch_size=1", "train.batch_size"),
+        ("train.batch_size=0", "train.batch_size"),
         ("optimizer.learning_rate=0", "optimizer.learning_rate"),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate"),
         ("network.kind=transformer", "one of mlp, plain_cnn, resnet"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_recipe, train, trainer
@@ -20,6 +21,7 @@ from bnfold.training.loop import batch_slices
 from bnfold.training.optimizers import build_optimizer
 from bnfold.training.recipe import Data, Train
 from bnfold.training.schedules import SCHEDULES
+from bnfold.training.smallest_batch import smallest_batch
 from bnfold.training.trainer import train_in_memory
 
 
@@ -229,6 +231,39 @@ def test_an_unknown_device_is_one_sentence(recipe: Path, tmp_path: Path) -> None
         train(recipe, output=tmp_path / "run", device="tpu")
 
 
-def test_no_batch_has_a_single_sample() -> None:
+FEW = ["data.name=synthetic", "data.count=40", "data.size=8", "train.epochs=1", "train.batch_size=1"]
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "group", "instance", "frozen_batch"])
+def test_a_norm_without_the_batch_trains_on_one_sample_at_a_time(recipe: Path, norm: str) -> None:
+    network, (row,) = train_in_memory(load_recipe(recipe, [*FEW, f"network.norm={norm}"]))
+    again, _ = train_in_memory(load_recipe(recipe, [*FEW, f"network.norm={norm}", "train.batch_size=2"]))
+    assert np.isfinite([row.train_loss, row.held_out_loss]).all()
+    assert not torch.equal(network.state_dict()["head.weight"], again.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize("kind", ["mlp", "plain_cnn"])
+@pytest.mark.parametrize("norm", ["batch", "batch_renorm", "handwritten"])
+def test_a_norm_of_the_batch_is_refused_one_sample_at_a_time(
+    recipe: Path, tmp_path: Path, kind: str, norm: str
+) -> None:
+    words = [*FEW, f"network.kind={kind}", f"network.norm={norm}"]
+    sentence = r"train.batch_size is 1, and the norm 'features.1' .* beta, .*; set train.batch_size to 2 or more"
+    with pytest.raises(DataError, match=sentence) as raised:
+        train(recipe, output=tmp_path / "run", overrides=words)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_batch_norm_that_stays_in_eval_takes_nothing_from_the_batch() -> None:
+    class Frozen(nn.BatchNorm2d):
+        def train(self, _: bool = True) -> Frozen:
+            return super().train(False)
+
+    assert [smallest_batch(nn.Sequential(norm)) for norm in (Frozen(2), nn.BatchNorm2d(2))] == [1, 2]
+
+
+def test_batches_of_one_are_of_one_and_no_other_has_a_single_sample() -> None:
+    assert [batch.stop - batch.start for batch in batch_slices(3, 1)] == [1, 1, 1]
     assert [batch.stop - batch.start for batch in batch_slices(65, 32)] == [32, 33]
     assert [batch.stop - batch.start for batch in batch_slices(66, 32)] == [32, 32, 2]

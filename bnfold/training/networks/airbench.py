@@ -9,7 +9,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind
-from bnfold.training.networks.layers import INIT, Init, needs_bias
+from bnfold.training.networks.layers import BIAS, INIT, Init, needs_bias
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
 
@@ -20,6 +20,7 @@ class Args:
     widths: tuple[int, ...] = key("channels of each stage", (64, 256, 256), low=1, high=MAX_WIDTH)
     logit_scale: float = key("the logits are multiplied by it", 1 / 9, low=0, high=1e3, above=True)
     norm: Norm = NORM
+    bias: bool = BIAS
     init: Init = INIT
 
 
@@ -41,8 +42,8 @@ class Airbench(nn.Module):
         width = 2 * channels * 2**2  # each sign of each patch of 2x2
         layers: list[nn.Module] = [nn.Conv2d(channels, width, 2), nn.GELU()]
         for stage in args.widths:
-            layers += [_begun_as_identity(width, stage, args.norm), nn.MaxPool2d(2), _norm(stage, args.norm), nn.GELU()]
-            layers += [_begun_as_identity(stage, stage, args.norm), _norm(stage, args.norm), nn.GELU()]
+            layers += [_begun_as_identity(width, stage, args), nn.MaxPool2d(2), _norm(stage, args.norm), nn.GELU()]
+            layers += [_begun_as_identity(stage, stage, args), _norm(stage, args.norm), nn.GELU()]
             width = stage
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(width, classes, bias=False)
@@ -61,8 +62,8 @@ def _norm(channels: int, name: Norm) -> nn.Module:
     return norm
 
 
-def _begun_as_identity(channels: int, width: int, norm: Norm) -> nn.Conv2d:
-    layer = nn.Conv2d(channels, width, 3, padding=1, bias=needs_bias(norm))
+def _begun_as_identity(channels: int, width: int, args: Args) -> nn.Conv2d:
+    layer = nn.Conv2d(channels, width, 3, padding=1, bias=args.bias or needs_bias(args.norm))
     same = min(channels, width)
     with torch.no_grad():
         layer.weight[:same] = 0

@@ -9,7 +9,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import Kind, check_blocks
-from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv, needs_bias
+from bnfold.training.networks.layers import BIAS, INIT, STEM, Init, Stem, conv, needs_bias
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
 _BOTTLENECK = 4  # the paper's: a 1x1 convolution to 4 * growth channels comes before each 3x3
@@ -26,6 +26,7 @@ class Args:
     )
     stem: Stem = STEM
     norm: Norm = NORM
+    bias: bool = BIAS
     init: Init = INIT
 
 
@@ -44,7 +45,7 @@ class DenseLayer(nn.Module):
 
     def __init__(self, channels: int, args: Args) -> None:
         super().__init__()
-        middle, bias = _BOTTLENECK * args.growth, needs_bias(args.norm)
+        middle, bias = _BOTTLENECK * args.growth, args.bias or needs_bias(args.norm)
         self.layers = nn.Sequential(
             *_preactivated(channels, middle, 1, args.norm, bias=bias),
             *_preactivated(middle, args.growth, 3, args.norm, bias=bias),
@@ -64,13 +65,14 @@ class DenseNet(nn.Module):
     def __init__(self, channels: int, args: Args, classes: int) -> None:
         super().__init__()
         width, norm, large = 2 * args.growth, args.norm, args.stem == "imagenet"
-        stem = conv(channels, width, 7 if large else 3, norm, stride=2 if large else 1, activation=nn.ReLU())
+        bias, size, stride = args.bias, 7 if large else 3, 2 if large else 1
+        stem = conv(channels, width, size, norm, stride=stride, activation=nn.ReLU(), bias=bias)
         self.stem = nn.Sequential(*stem, *([nn.MaxPool2d(3, 2, padding=1)] if large else []))
         stages: list[nn.Module] = []
         for stage, count in enumerate(args.layers):
             if stage > 0:
                 kept = max(1, int(width * args.compression))
-                stages += [*_preactivated(width, kept, 1, norm, bias=needs_bias(norm)), nn.AvgPool2d(2)]
+                stages += [*_preactivated(width, kept, 1, norm, bias=bias or needs_bias(norm)), nn.AvgPool2d(2)]
                 width = kept
             stages += [DenseLayer(width + index * args.growth, args) for index in range(count)]
             width += count * args.growth

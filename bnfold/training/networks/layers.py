@@ -22,12 +22,16 @@ ORDER = key(
 STEM = key(
     "`cifar`: the first layer keeps the size of small pictures; `imagenet`: it reduces that of large ones", "cifar"
 )
+BIAS = key(
+    "a layer right before a norm has a bias too, which the mean of a batch norm takes away again",
+    False,
+)
 INIT = key("of the weights: torch's `default`; `he`: He et al. 2015 (arXiv 1502.01852), and biases of zero", "default")
 
 
-def dense(inputs: int, width: int, norm: FeatureNorm, order: Order) -> list[nn.Module]:
-    """Linear, norm and ReLU. The layer has a bias unless a norm, which has its own, comes right behind."""
-    linear = nn.Linear(inputs, width, bias=needs_bias(norm, order))
+def dense(inputs: int, width: int, norm: FeatureNorm, order: Order, *, bias: bool) -> list[nn.Module]:
+    """Linear, norm and ReLU. bias: of the layer, also where a norm, which has its own, comes right behind."""
+    linear = nn.Linear(inputs, width, bias=bias or needs_bias(norm, order))
     return [linear, *_ordered([] if norm == "none" else [make_feature_norm(norm, width)], nn.ReLU(), order)]
 
 
@@ -41,9 +45,14 @@ def conv(
     groups: int = 1,
     order: Order = "norm_first",
     activation: nn.Module | None = None,
+    bias: bool,
 ) -> list[nn.Module]:
-    """A convolution that keeps the size at stride 1, its norm, and an activation where one is given."""
-    layer = nn.Conv2d(channels, width, size, stride, padding=size // 2, groups=groups, bias=needs_bias(norm, order))
+    """A convolution that keeps the size at stride 1, its norm, and an activation where one is given.
+
+    bias: of the convolution, also where a norm comes right behind.
+    """
+    bias = bias or needs_bias(norm, order)
+    layer = nn.Conv2d(channels, width, size, stride, padding=size // 2, groups=groups, bias=bias)
     return [layer, *_ordered([] if norm == "none" else [make_norm(norm, width)], activation, order)]
 
 

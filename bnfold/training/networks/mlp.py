@@ -9,7 +9,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind
-from bnfold.training.networks.layers import INIT, ORDER, Init, Order, dense
+from bnfold.training.networks.layers import BIAS, INIT, ORDER, Init, Order, dense
 from bnfold.training.networks.norms import FEATURE_NORM, FeatureNorm
 
 
@@ -19,6 +19,7 @@ class Args:
 
     widths: tuple[int, ...] = key("units of each layer", low=1, high=MAX_WIDTH)
     norm: FeatureNorm = FEATURE_NORM
+    bias: bool = BIAS
     order: Order = ORDER
     init: Init = INIT
 
@@ -35,7 +36,7 @@ class MLP(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for width in args.widths:
-            layers += dense(in_features, width, args.norm, args.order)
+            layers += dense(in_features, width, args.norm, args.order, bias=args.bias)
             in_features = width
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(in_features, classes)

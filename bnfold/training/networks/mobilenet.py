@@ -10,7 +10,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
-from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv
+from bnfold.training.networks.layers import BIAS, INIT, STEM, Init, Stem, conv
 from bnfold.training.networks.norms import NORM, Norm
 
 
@@ -27,6 +27,7 @@ class Args:
     )  # fmt: skip
     stem: Stem = STEM
     norm: Norm = NORM
+    bias: bool = BIAS
     init: Init = INIT
 
 
@@ -36,10 +37,11 @@ def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     return MobileNet(shape[0], args, classes)
 
 
-def _separable(channels: int, width: int, stride: int, norm: Norm) -> nn.Module:
+def _separable(channels: int, width: int, stride: int, args: Args) -> nn.Module:
     """Depthwise 3x3 and pointwise, each with norm and ReLU6 (Howard et al. 2017, arXiv 1704.04861)."""
-    depthwise = conv(channels, channels, 3, norm, stride=stride, groups=channels, activation=nn.ReLU6())
-    return nn.Sequential(*depthwise, *conv(channels, width, 1, norm, activation=nn.ReLU6()))
+    norm, bias = args.norm, args.bias
+    depthwise = conv(channels, channels, 3, norm, stride=stride, groups=channels, activation=nn.ReLU6(), bias=bias)
+    return nn.Sequential(*depthwise, *conv(channels, width, 1, norm, activation=nn.ReLU6(), bias=bias))
 
 
 class InvertedBlock(nn.Module):
@@ -49,9 +51,9 @@ class InvertedBlock(nn.Module):
         super().__init__()
         middle = channels * args.expansion
         self.layers = nn.Sequential(
-            *conv(channels, middle, 1, args.norm, activation=nn.ReLU6()),
-            *conv(middle, middle, 3, args.norm, stride=stride, groups=middle, activation=nn.ReLU6()),
-            *conv(middle, width, 1, args.norm),
+            *conv(channels, middle, 1, args.norm, activation=nn.ReLU6(), bias=args.bias),
+            *conv(middle, middle, 3, args.norm, stride=stride, groups=middle, activation=nn.ReLU6(), bias=args.bias),
+            *conv(middle, width, 1, args.norm, bias=args.bias),
         )
         self.residual = stride == 1 and channels == width
 
@@ -70,11 +72,12 @@ class MobileNet(nn.Module):
     def __init__(self, channels: int, args: Args, classes: int) -> None:
         super().__init__()
         stride = 2 if args.stem == "imagenet" else 1
-        self.stem = nn.Sequential(*conv(channels, args.widths[0], 3, args.norm, stride=stride, activation=nn.ReLU6()))
+        stem = conv(channels, args.widths[0], 3, args.norm, stride=stride, activation=nn.ReLU6(), bias=args.bias)
+        self.stem = nn.Sequential(*stem)
         width = args.widths[-1]
         last: list[nn.Module] = []
         if args.expansion:  # an inverted block ends without an activation; the paper widens 320 channels to 1280
-            last = conv(width, 4 * width, 1, args.norm, activation=nn.ReLU6())
+            last = conv(width, 4 * width, 1, args.norm, activation=nn.ReLU6(), bias=args.bias)
             width *= 4
         self.stages = nn.Sequential(*_stages(args), *last)
         self.head = nn.Linear(width, classes)
@@ -93,7 +96,7 @@ def _stages(args: Args) -> Iterator[nn.Module]:
             yield (
                 InvertedBlock(before, width, stride, args)
                 if args.expansion
-                else _separable(before, width, stride, args.norm)
+                else _separable(before, width, stride, args)
             )
             before = width
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind
-from bnfold.training.networks.layers import INIT, ORDER, Init, Order, conv
+from bnfold.training.networks.layers import BIAS, INIT, ORDER, Init, Order, conv
 from bnfold.training.networks.norms import NORM, Norm
 
 
@@ -19,6 +19,7 @@ class Args:
 
     widths: tuple[int, ...] = key("channels of each layer", low=1, high=MAX_WIDTH)
     norm: Norm = NORM
+    bias: bool = BIAS
     order: Order = ORDER
     init: Init = INIT
 
@@ -41,7 +42,7 @@ class PlainCNN(nn.Module):
         super().__init__()
         layers: list[nn.Module] = []
         for index, width in enumerate(args.widths):
-            layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU())
+            layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU(), bias=args.bias)
             if index == 1:
                 layers.append(nn.MaxPool2d(2))
             channels = width

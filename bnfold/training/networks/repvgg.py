@@ -10,7 +10,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
-from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv
+from bnfold.training.networks.layers import BIAS, INIT, STEM, Init, Stem, conv
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
 
@@ -22,6 +22,7 @@ class Args:
     blocks: int = key("blocks of each stage", 1, low=1, high=32)
     stem: Stem = STEM
     norm: Norm = NORM
+    bias: bool = BIAS
     init: Init = INIT
 
 
@@ -37,11 +38,11 @@ class Block(nn.Module):
     Ding et al. 2021, arXiv 2101.03697: the three are one 3x3 convolution when they are folded.
     """
 
-    def __init__(self, channels: int, width: int, stride: int, norm: Norm) -> None:
+    def __init__(self, channels: int, width: int, stride: int, args: Args) -> None:
         super().__init__()
-        self.dense = nn.Sequential(*conv(channels, width, 3, norm, stride=stride))
-        self.pointwise = nn.Sequential(*conv(channels, width, 1, norm, stride=stride))
-        self.identity = make_norm(norm, width) if stride == 1 and channels == width else None
+        self.dense = nn.Sequential(*conv(channels, width, 3, args.norm, stride=stride, bias=args.bias))
+        self.pointwise = nn.Sequential(*conv(channels, width, 1, args.norm, stride=stride, bias=args.bias))
+        self.identity = make_norm(args.norm, width) if stride == 1 and channels == width else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """relu(sum of the branches)."""
@@ -57,7 +58,7 @@ class RepVGG(nn.Module):
 
     def __init__(self, channels: int, args: Args, classes: int) -> None:
         super().__init__()
-        self.stem = Block(channels, args.widths[0], 2 if args.stem == "imagenet" else 1, args.norm)
+        self.stem = Block(channels, args.widths[0], 2 if args.stem == "imagenet" else 1, args)
         self.stages = nn.Sequential(*_stages(args))
         self.head = nn.Linear(args.widths[-1], classes)
 
@@ -71,7 +72,7 @@ def _stages(args: Args) -> Iterator[Block]:
     before = args.widths[0]
     for stage, width in enumerate(args.widths):
         for block in range(args.blocks):
-            yield Block(before, width, 2 if stage > 0 and block == 0 else 1, args.norm)
+            yield Block(before, width, 2 if stage > 0 and block == 0 else 1, args)
             before = width
 
 

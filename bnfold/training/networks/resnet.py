@@ -10,7 +10,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
-from bnfold.training.networks.layers import INIT, STEM, Init, Stem, conv, needs_bias
+from bnfold.training.networks.layers import BIAS, INIT, STEM, Init, Stem, conv, needs_bias
 from bnfold.training.networks.norms import NORM, Norm, make_norm
 
 
@@ -26,6 +26,7 @@ class Args:
         "the last norm of a block begins with gamma 0, and the block as identity; in version 1", False
     )
     norm: Norm = NORM
+    bias: bool = BIAS
     init: Init = INIT
 
 
@@ -43,7 +44,7 @@ class Block(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, args: Args) -> None:
         super().__init__()
-        bias = needs_bias(args.norm)
+        bias = args.bias or needs_bias(args.norm)
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=bias)
         self.bn1 = make_norm(args.norm, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
@@ -51,7 +52,7 @@ class Block(nn.Module):
         self.shortcut = (
             nn.Identity()
             if stride == 1 and channels == width
-            else nn.Sequential(*conv(channels, width, 1, args.norm, stride=stride))
+            else nn.Sequential(*conv(channels, width, 1, args.norm, stride=stride, bias=args.bias))
         )
         if args.zero_gamma:
             _zero_gamma(self.bn2, args.norm)
@@ -67,7 +68,7 @@ class PreactivationBlock(nn.Module):
 
     def __init__(self, channels: int, width: int, stride: int, args: Args) -> None:
         super().__init__()
-        bias = needs_bias(args.norm)
+        bias = args.bias or needs_bias(args.norm)
         self.bn1 = make_norm(args.norm, channels)
         self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1, bias=bias)
         self.bn2 = make_norm(args.norm, width)
@@ -112,9 +113,9 @@ class ResNet(nn.Module):
 def _stem(channels: int, args: Args) -> Iterator[nn.Module]:
     size, stride = (7, 2) if args.stem == "imagenet" else (3, 1)
     if args.version == 1:
-        yield from conv(channels, args.widths[0], size, args.norm, stride=stride, activation=nn.ReLU())
+        yield from conv(channels, args.widths[0], size, args.norm, stride=stride, activation=nn.ReLU(), bias=args.bias)
     else:  # the first block brings the norm
-        yield nn.Conv2d(channels, args.widths[0], size, stride, size // 2, bias=needs_bias(args.norm))
+        yield nn.Conv2d(channels, args.widths[0], size, stride, size // 2, bias=args.bias or needs_bias(args.norm))
     if args.stem == "imagenet":
         yield nn.MaxPool2d(3, 2, padding=1)
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from bnfold.training.fields import key
 from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
-from bnfold.training.networks.layers import INIT, ORDER, Init, Order, conv
+from bnfold.training.networks.layers import BIAS, INIT, ORDER, Init, Order, conv
 from bnfold.training.networks.norms import NORM, Norm
 
 
@@ -20,6 +20,7 @@ class Args:
     widths: tuple[int, ...] = key("channels of each stage", low=1, high=MAX_WIDTH)
     convolutions: tuple[int, ...] = key("convolutions of each stage, or one number for all", (2,), low=1, high=32)
     norm: Norm = NORM
+    bias: bool = BIAS
     order: Order = ORDER
     init: Init = INIT
 
@@ -47,7 +48,7 @@ class VGG(nn.Module):
         layers: list[nn.Module] = []
         for width, count in zip(args.widths, counts, strict=True):
             for _ in range(count):
-                layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU())
+                layers += conv(channels, width, 3, args.norm, order=args.order, activation=nn.ReLU(), bias=args.bias)
                 channels = width
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)

@@ -65,8 +65,9 @@ class Train:
 
     epochs: int = key("passes over the data", low=1, high=1_000_000)
     batch_size: int = key(
-        "samples a step: batch norm cannot train on one; a last batch of 1 joins the one before", low=2, high=1_000_000
-    )
+        "samples a step; 1 only where no norm takes statistics of the batch; a last batch of 1 joins the one before",
+        low=1, high=1_000_000,
+    )  # fmt: skip
     schedule: Literal["one_cycle", "cosine", "constant"] = key(
         "of the learning rate: `one_cycle` up over the first fifth of the steps and down to zero, both linearly; "
         "`cosine` down by half a cosine; `constant`",
