@@ -32,7 +32,7 @@ def made(experiment: str, accuracies: dict[tuple[str, float], list[list[float]]]
 
 def findings(experiment: str, accuracies: dict[tuple[str, float], list[list[float]]]) -> dict[str, Any]:
     planned = plan(load_recipe(RECIPE), (experiment,))
-    return {found.claim: found for found in find(planned, made(experiment, accuracies), "no batch of 1")}
+    return {found.claim: found for found in find(planned, made(experiment, accuracies))}
 
 
 def test_an_interval_is_that_of_student() -> None:
@@ -85,26 +85,53 @@ def test_larger_rates_are_those_at_which_more_than_nine_tenths_are_reached(most:
 )
 def test_small_batches_are_judged_by_the_difference(group: list[float], verdict: str) -> None:
     arms = {}
-    for size in (2.0, 4.0, 8.0, 32.0, 128.0):
+    for size in (1.0, 2.0, 4.0, 8.0, 32.0, 128.0):
         for norm in ("batch", "group", "layer"):
             arms[norm, size] = [[value] for value in (group if norm == "group" else [0.8, 0.81, 0.82])]
+    arms["batch", 1.0] = [[]] * 3
     found = findings("batches", arms)
     assert found["Group norm is better than batch norm at batches of 2"].verdict == verdict
-    assert found["Batch norm cannot train on one sample"].sentence == "no batch of 1"
+    alone = found["Batch norm cannot train on one sample a step"]
+    assert alone.verdict == HOLDS
+    assert "It cannot be trained: the loss became nan" in alone.sentence
+    assert "layer norm 81.0%" in alone.sentence
+
+
+def test_a_batch_norm_that_trains_on_one_sample_is_not_hidden() -> None:
+    arms = {(norm, size): [[0.8]] * 2 for norm in ("batch", "group", "layer") for size in (1.0, 2.0, 128.0)}
+    alone = findings("batches", arms)["Batch norm cannot train on one sample a step"]
+    assert (alone.verdict, "It reaches 80.0%" in alone.sentence) == (FAILS, True)
+
+
+@pytest.mark.parametrize(
+    ("with_bias", "verdict"),
+    [
+        ([0.801, 0.808, 0.822], HOLDS),
+        ([0.78, 0.82, 0.83], OPEN),
+        ([0.75, 0.761, 0.769], FAILS),
+        ([0.85, 0.861, 0.869], FAILS),
+        ([0.8], OPEN),
+    ],
+)
+def test_a_bias_makes_no_difference_where_the_interval_is_within_a_point(with_bias: list[float], verdict: str) -> None:
+    arms = {("with a bias", 0.0): [[value] for value in with_bias],
+            ("without a bias", 0.0): [[value] for value in [0.8, 0.81, 0.82][: len(with_bias)]]}  # fmt: skip
+    (found,) = findings("bias", arms).values()
+    assert found.verdict == verdict
 
 
 def test_an_experiment_that_is_not_known_is_named() -> None:
-    with pytest.raises(DataError, match=r"'sped' is not known; expected some of speed, rates, batches, norms, order"):
+    with pytest.raises(DataError, match=r"'sped' is not known; expected some of speed, .*, order, bias"):
         plan(load_recipe(RECIPE), ("sped",))
 
 
 def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
     options = ["--set", "train.epochs=2", "--set", "network.widths=[16]", "--seeds", "2", "--jobs", "1"]
-    names = ["--experiment", "order", "--experiment", "norms"]
+    names = ["--experiment", "order", "--experiment", "norms", "--experiment", "bias"]
     assert main(["study", str(RECIPE), "-o", str(folder), "--json", *options, *names]) == 0
     document = json.loads((folder / "study.json").read_text())
-    assert {run["label"] for run in document["runs"]} >= {"norm first", "activation first", "group", "none"}
+    assert {run["label"] for run in document["runs"]} >= {"norm first", "group", "none", "with a bias"}
     failed = {run["label"] for run in document["runs"] if run["failure"]}
     assert failed == {"instance"}  # which has no space to average over in a dense network
     assert all(len(run["accuracies"]) == 2 for run in document["runs"] if not run["failure"])
@@ -112,9 +139,20 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert "No training with instance came to its end" in norms
     assert len({tuple(run["accuracies"]) for run in document["runs"]}) > 8  # the arms and the seeds differ
     page = (folder / "study.html").read_text()
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert json.loads(capsys.readouterr().out)["trainings"] == len(document["runs"])
+
+
+def test_what_cannot_be_trained_is_a_finding_and_no_zero_in_plot_and_table(tmp_path: Path) -> None:
+    small = ["data.name=synthetic", "data.count=64", "data.size=4", "train.epochs=1", "network.widths=[8]"]
+    study = run_study(RECIPE, output=tmp_path / "study", overrides=small, experiments=["batches"], seeds=1, jobs=1)
+    assert {(run.label, run.place) for run in study.runs if run.failure} == {("batch", 1)}
+    page = (tmp_path / "study/study.html").read_text()
+    assert page.count("<td class=num>cannot be trained</td>") == 1
+    assert page.count("<td class=num>") == 18
+    assert "cannot be trained</text>" in page, "in the legend of the plot"
+    assert "Trainings that did not come to their end: 1 of 18. batch at 1: train.batch_size is 1, and the norm" in page
 
 
 def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from bnfold.training.recipe import Recipe
 NORMS = ("batch", "none")
 INITS = ("default", "he")
 RATES = (0.25, 1.0, 4.0, 16.0, 64.0)
-BATCHES = (2, 4, 8, 32, 128)
+BATCHES = (1, 2, 4, 8, 32, 128)
 BATCH_NORMS = ("batch", "group", "layer")
 OTHER_NORMS = ("batch", "batch_renorm", "layer", "group", "instance", "none")
 ORDERS = ("norm_first", "activation_first")
@@ -59,6 +59,7 @@ def _all(recipe: Recipe) -> Iterator[Experiment]:
         "order", "Norm before and after the activation", "",
         tuple(Arm(order.replace("_", " "), 0, (f"network.order={order}",)) for order in ORDERS),
     )  # fmt: skip
+    yield Experiment("bias", "A bias before batch norm", "", tuple(_biases()))
 
 
 def _speed() -> Iterator[Arm]:
@@ -74,6 +75,11 @@ def _rates(recipe: Recipe) -> Iterator[Arm]:
                 rate = recipe.optimizer.learning_rate * factor
                 changes = f"network.norm={norm}", f"network.init={init}", f"optimizer.learning_rate={rate!r}"
                 yield Arm(f"{norm}, {init} initialisation", rate, changes)
+
+
+def _biases() -> Iterator[Arm]:
+    for label, value in (("without a bias", "false"), ("with a bias", "true")):
+        yield Arm(label, 0, ("network.norm=batch", f"network.bias={value}"))
 
 
 def _batches(recipe: Recipe) -> Iterator[Arm]:

@@ -12,6 +12,7 @@ from bnfold.training.study.runs import Run
 
 HOLDS, FAILS, OPEN, SEEN = "holds", "does not hold here", "not decided", "seen"
 _SHARE = 0.95  # of the best mean final accuracy: what a run has to reach
+_SAME = 1.0  # percentage points: a difference that is smaller makes no difference
 _TRAINS = 0.9  # of the best mean final accuracy: from here on a learning rate is said to train
 
 
@@ -52,16 +53,13 @@ def interval(values: Sequence[float]) -> Interval:
     return Interval(mean, mean - half, mean + half, count)
 
 
-def find(experiments: Sequence[Experiment], runs: Sequence[Run], refusal: str) -> list[Finding]:
-    """All findings. refusal: what a recipe with a batch size of 1 is answered."""
-    tellers = {"speed": _speed, "rates": _rates, "batches": _batches, "norms": _norms, "order": _order}
+def find(experiments: Sequence[Experiment], runs: Sequence[Run]) -> list[Finding]:
+    """All findings."""
+    tellers = {"speed": _speed, "rates": _rates, "batches": _batches, "norms": _norms, "order": _order, "bias": _bias}
     found = []
     for experiment in experiments:
         own = _by_arm([run for run in runs if run.experiment == experiment.name])
         found += list(tellers[experiment.name](own))
-    if any(experiment.name == "batches" for experiment in experiments):
-        found.append(Finding("batches", "Batch norm cannot train on one sample", HOLDS if refusal else FAILS,
-                             refusal or "a batch size of 1 was taken"))  # fmt: skip
     return found
 
 
@@ -142,7 +140,8 @@ def _rates(arms: Arms) -> Iterator[Finding]:
 
 
 def _batches(arms: Arms) -> Iterator[Finding]:
-    sizes = sorted({place for _, place in arms})
+    yield _one_sample(arms)
+    sizes = sorted({place for _, place in arms} - {1.0})
     for size in (sizes[0], sizes[-1]):
         loss = _difference(arms["group", size], arms["batch", size])
         sentence = (
@@ -155,6 +154,18 @@ def _batches(arms: Arms) -> Iterator[Finding]:
             yield Finding("batches", claim, _verdict(loss), sentence)
         else:
             yield Finding("batches", f"And at batches of {size:g}", SEEN, sentence)
+
+
+def _one_sample(arms: Arms) -> Finding:
+    batch, group, layer = (arms[norm, 1.0] for norm in ("batch", "group", "layer"))
+    refused = all(run.failure and not run.accuracies for run in batch)
+    sentence = f"It cannot be trained: {batch[0].failure}" if refused else f"It reaches {_final(batch):.1%}"
+    return Finding(
+        "batches",
+        "Batch norm cannot train on one sample a step",
+        HOLDS if refused else FAILS,
+        f"{sentence}. At one sample a step group norm reaches {_final(group):.1%} and layer norm {_final(layer):.1%}.",
+    )
 
 
 def _norms(arms: Arms) -> Iterator[Finding]:
@@ -174,4 +185,17 @@ def _order(arms: Arms) -> Iterator[Finding]:
         "order", "Whether the norm stands better before the activation", verdict,
         f"Before the activation it is {more:.2f} percentage points above after it: {_final(before):.1%} and "
         f"{_final(after):.1%}. Both fold: the second into the linear behind it.",
+    )  # fmt: skip
+
+
+def _bias(arms: Arms) -> Iterator[Finding]:
+    without, with_bias = arms["without a bias", 0.0], arms["with a bias", 0.0]
+    more = _difference(with_bias, without)
+    verdict = HOLDS if more.low > -_SAME and more.high < _SAME else OPEN
+    if more.low > _SAME or more.high < -_SAME:
+        verdict = FAILS
+    yield Finding(
+        "bias", f"A bias before batch norm changes the accuracy by less than {_SAME:g} percentage point", verdict,
+        f"With it the accuracy is {more:.2f} percentage points above that without: {_final(with_bias):.1%} and "
+        f"{_final(without):.1%}. The mean of the batch takes such a bias away, and its gradient is rounding alone.",
     )  # fmt: skip

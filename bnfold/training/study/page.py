@@ -7,7 +7,7 @@ from typing import Any
 
 from bnfold.pages.text import escaped
 from bnfold.training.study.findings import FAILS, HOLDS, OPEN, SEEN
-from bnfold.training.study.plots import curves, dots, sweep
+from bnfold.training.study.plots import curves, dots, final, sweep
 
 _SIGNS = {HOLDS: "&#10003;", FAILS: "&#10007;", OPEN: "?", SEEN: "&#8226;"}
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
@@ -74,12 +74,37 @@ def _experiment(study: Mapping[str, Any], experiment: Mapping[str, Any]) -> Iter
     yield f"<section><h2>{escaped(experiment['title'])}</h2>"
     if experiment["axis"]:
         yield sweep(runs, experiment["axis"])
+        yield from _table(runs, experiment["axis"])
     elif experiment["name"] == "speed":
         yield curves(runs)
     else:
         yield dots(runs)
-    failures = sorted({f"{run['label']}: {run['failure']}" for run in runs if run["failure"]})
-    if failures:
-        failed = sum(1 for run in runs if run["failure"])
-        yield f'<p class="dim">{failed} trainings ended early, such as: {escaped(failures[0])}</p>'
+    failed = {f"{run['label']}{_at(run)}": run["failure"] for run in runs if run["failure"]}
+    if failed:
+        count = sum(1 for run in runs if run["failure"])
+        listed = "; ".join(f"{arm}: {failure}" for arm, failure in failed.items())
+        yield f'<p class="dim">Trainings that did not come to their end: {count} of {len(runs)}. {escaped(listed)}</p>'
     yield "</section>"
+
+
+def _at(run: Mapping[str, Any]) -> str:
+    return f" at {run['place']:g}" if run["place"] else ""
+
+
+def _table(runs: Sequence[Mapping[str, Any]], axis: str) -> Iterator[str]:
+    """The means of a sweep as numbers."""
+    places = sorted({run["place"] for run in runs})
+    yield f"<table><tr><th>{escaped(axis)}</th>{''.join(f'<th class=num>{place:g}</th>' for place in places)}</tr>"
+    for label in dict.fromkeys(run["label"] for run in runs):
+        cells = (_cell([run for run in runs if (run["label"], run["place"]) == (label, place)]) for place in places)
+        yield f"<tr><td>{escaped(label)}</td>{''.join(f'<td class=num>{cell}</td>' for cell in cells)}</tr>"
+    yield "</table>"
+
+
+def _cell(arm: Sequence[Mapping[str, Any]]) -> str:
+    """The mean accuracy of an arm, where a training that failed counts as 0, and how many failed."""
+    failed = sum(1 for run in arm if run["failure"])
+    if failed == len(arm):
+        return "cannot be trained"
+    mean = sum(final(run) for run in arm) / len(arm)
+    return f"{mean:.1%}" + (f" ({failed} failed)" if failed else "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Mapping, Sequence
+from math import nan
 from statistics import fmean
 from typing import Any
 
@@ -34,16 +35,24 @@ def curves(runs: Runs) -> str:
 
 
 def sweep(runs: Runs, axis: str) -> str:
-    """Final accuracy along an axis: the mean over the seeds, and the range of all of them."""
+    """Final accuracy along an axis: the mean over the seeds, and the range of all of them.
+
+    Where no training of an arm came to its end there is a cross on the axis, and the line is broken.
+    """
 
     def draw(axes: Any) -> None:
+        crosses = []
         for (label, arm), (colour, dash) in zip(_labels(runs).items(), _LINES, strict=False):
             places = sorted({run["place"] for run in arm})
-            finals = [[_final(run) for run in arm if run["place"] == place] for place in places]
-            means = [fmean(values) for values in finals]
+            finals = [[final(run) for run in arm if run["place"] == place] for place in places]
+            ended = [any(run["accuracies"] for run in arm if run["place"] == place) for place in places]
+            crosses += [place for place, came in zip(places, ended, strict=True) if not came]
+            means = [fmean(values) if came else nan for values, came in zip(finals, ended, strict=True)]
             reach = [[mean - min(values) for mean, values in zip(means, finals, strict=True)],
                      [max(values) - mean for mean, values in zip(means, finals, strict=True)]]  # fmt: skip
             axes.errorbar(places, means, yerr=reach, fmt=dash, marker="o", ms=4, capsize=3, color=colour, label=label)
+        if crosses:
+            axes.plot(crosses, [_FAILED] * len(crosses), "x", ms=8, color="#1d2026", label="cannot be trained")
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_xticks(sorted({run["place"] for run in runs}))
@@ -60,7 +69,7 @@ def dots(runs: Runs) -> str:
 
     def draw(axes: Any) -> None:
         for at, arm in enumerate(arms.values()):
-            finals = [_final(run) for run in arm]
+            finals = [final(run) for run in arm]
             axes.plot(finals, [at] * len(finals), "o", color=_LINES[0][0], alpha=0.6)
             axes.plot([fmean(finals)] * 2, [at - 0.25, at + 0.25], color=_LINES[1][0], lw=2)
         axes.set_yticks(range(len(arms)), arms)
@@ -98,5 +107,6 @@ def _labels(runs: Runs) -> dict[str, list[Mapping[str, Any]]]:
     return arms
 
 
-def _final(run: Mapping[str, Any]) -> float:
+def final(run: Mapping[str, Any]) -> float:
+    """The accuracy after the last epoch; 0 for a training that failed."""
     return _FAILED if run["failure"] or not run["accuracies"] else float(run["accuracies"][-1])

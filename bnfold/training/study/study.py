@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bnfold
-from bnfold.errors import BnfoldError, DataError
+from bnfold.errors import DataError
 from bnfold.rename import rename_new
 from bnfold.training.checkpoint import check_folder
 from bnfold.training.recipe import load_recipe
@@ -72,7 +72,7 @@ def run_study(
     broken = [run for run in runs if run.failure and not run.accuracies]
     if len(broken) == len(runs):
         raise DataError(f"no training of the study came to its end: {broken[0].failure}")
-    findings = find(planned, runs, _refusal(path, overrides))
+    findings = find(planned, runs)
     study = Study(
         folder,
         base.name,
@@ -83,15 +83,6 @@ def run_study(
     )
     _write(study)
     return study
-
-
-def _refusal(path: Path, overrides: Sequence[str]) -> str:
-    """What a batch size of 1 is answered."""
-    try:
-        load_recipe(path, (*overrides, "train.batch_size=1"))
-    except BnfoldError as problem:
-        return str(problem)
-    return ""
 
 
 def _about(
