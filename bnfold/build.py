@@ -41,6 +41,7 @@ def build_bundle(
     output_kind: str | None = None,
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
+    network: str | None = None,
     allow_refused: bool = False,
     keep: Sequence[str] = (),
     moves: str | Sequence[str] = "default",
@@ -48,16 +49,18 @@ def build_bundle(
 ) -> Bundle:
     """Fold a network, prove the fold, and write it as the next version under `destination` (or as that version).
 
-    source, example_inputs, weights, input_shape: see `bnfold.sources.open_source`. data: samples for golden vectors
-    and decisions (see `bnfold.samples.load_samples`); a checkpoint brings its own held-out ones. labels: the classes
-    of the output, or a file with one a line. preprocessing: how an image becomes the input, or a JSON file of it.
+    source, example_inputs, weights, input_shape, network: see `bnfold.sources.open_source`. data: samples for golden
+    vectors and decisions (see `bnfold.samples.load_samples`); a checkpoint brings its own held-out ones. labels: the
+    classes of the output, or a file with one a line. preprocessing: how an image becomes the input, or a JSON file.
     output_kind: "logits", "probabilities" or "raw". keep, moves: as in `bnfold.fold`; fold.json says what they were.
 
     Raises FoldError when a norm is refused (unless `allow_refused`), ParityError when the fold cannot be proven,
     BundleError when the version exists; then nothing is written.
     """
     say = progress or (lambda _: None)
-    opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
+    opened = open_source(
+        source, example_inputs=example_inputs, weights=weights, input_shape=input_shape, network=network
+    )
     say("exporting the unfolded reference")
     reference = reference_of(opened)
     say("folding")

@@ -54,6 +54,7 @@ def inspect(
     example_inputs: tuple[Any, ...] | None = None,
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
+    network: str | None = None,
     keep: Sequence[str] = (),
     moves: str | Sequence[str] = "default",
     bound: float | None = None,
@@ -64,7 +65,9 @@ def inspect(
     bound: also how far rounding moves the outputs of each linear for inputs up to this size. fold: also the graph
     after the fold.
     """
-    opened = open_source(source, example_inputs=example_inputs, weights=weights, input_shape=input_shape)
+    opened = open_source(
+        source, example_inputs=example_inputs, weights=weights, input_shape=input_shape, network=network
+    )
     from bnfold.folding.numbers import error_bounds
     from bnfold.folding.plan import make_plan
 

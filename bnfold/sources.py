@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from bnfold.bundle.parameters import SourceParameter
 from bnfold.errors import DataError, FoldError
+from bnfold.factories import is_spec
 from bnfold.preprocessing import Preprocessing
 from bnfold.samples import Array
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-
-_FACTORY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +48,14 @@ def open_source(
     example_inputs: tuple[Any, ...] | None = None,
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
+    network: str | None = None,
 ) -> Source:
     """Open a source.
 
     source: a checkpoint folder, a path to .onnx, `module:factory` (a callable that gives a torch.nn.Module; with
     `weights`, a .safetensors or .pth file, and `input_shape` without the batch), a torch.nn.Module with
-    `example_inputs`, an onnx.ModelProto or an onnx_ir.Model.
+    `example_inputs`, an onnx.ModelProto or an onnx_ir.Model. network: the `module:factory` that a checkpoint folder
+    names as what made its network, where that is not this package's; its code is run.
 
     Raises FoldError or DataError for what cannot be opened.
     """
@@ -63,10 +63,16 @@ def open_source(
 
     kind = source_kind(source)
     text = str(source) if kind == "path" else ""
-    is_factory = bool(_FACTORY.fullmatch(text)) and not Path(text).exists()
+    is_factory = is_spec(text) and not Path(text).exists()
     for what, given in (("weights go", weights), ("an input shape goes", input_shape)):
         if given is not None and not is_factory:
             raise DataError(f"{what} with a source of the form module:factory, not with {text or kind}; leave that out")
+    path = Path(text)
+    is_checkpoint = kind == "path" and not is_factory and path.is_dir()
+    if network is not None and not is_checkpoint:
+        raise DataError(
+            f"the network {network:.300} goes with a checkpoint folder, not with {text or kind}; leave it out"
+        )
     if kind == "module":
         return _of_module(source, example_inputs)
     if kind in ("proto", "ir"):
@@ -78,12 +84,11 @@ def open_source(
         from bnfold.torch_sources import open_factory
 
         return open_factory(text, weights=weights, input_shape=input_shape)
-    path = Path(text)
-    if path.is_dir():
+    if is_checkpoint:
         _need_torch(text)
         from bnfold.torch_sources import open_checkpoint
 
-        return open_checkpoint(path)
+        return open_checkpoint(path, network)
     if not path.exists():
         raise DataError(f"{path} is not there; expected a checkpoint folder, an .onnx file, or module:factory")
     if path.suffix != ".onnx":

@@ -16,12 +16,14 @@ from bnfold.folding.torch_tensors import to_numpy
 from bnfold.sources import Source, file_sha256
 
 
-def open_checkpoint(folder: Path) -> Source:
-    """A checkpoint folder of the trainer. Raises DataError when it is none, or damaged."""
+def open_checkpoint(folder: Path, network: str | None) -> Source:
+    """A checkpoint folder of the trainer. network: as for `Checkpoint.module`. Raises DataError for a damaged one, one
+    that is none, and one that needs another network.
+    """
     from bnfold.training import load_checkpoint
 
     checkpoint = load_checkpoint(folder)
-    module = checkpoint.module()
+    module = checkpoint.module(network)
     return Source(
         name=checkpoint.name,
         origin={

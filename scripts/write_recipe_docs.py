@@ -22,6 +22,9 @@ the default) settles the initial weights, the order of the data and the augmenta
 below. A key without a default has to be there; one that is not known, of another type or out of its range is refused by
 name. `--set train.epochs=5` overrides one value, written as in TOML; a single word needs no quotes.
 """
+OWN = """\
+Or it is `module:factory`, and your own code gives the network: then the other keys are its arguments, each true or
+false, a text, a finite number, or a list of these ([training.md](training.md#networks-of-your-own))."""
 _TITLES = "| key | takes | default | meaning |\n|---|---|---|---|"
 
 
@@ -30,7 +33,7 @@ def render() -> str:
     lines = [HEAD]
     for title, table in (("data", Data), ("optimizer", Optimizer), ("train", Train), ("augmentation", Augmentation)):
         lines += [f"## `[{title}]`", "", _TITLES, *_rows(table), ""]
-    lines += ["## `[network]`", "", f"`kind` is one of {', '.join(f'`{kind}`' for kind in KINDS)}.", ""]
+    lines += ["## `[network]`", "", f"`kind` is one of {', '.join(f'`{kind}`' for kind in KINDS)}.", OWN, ""]
     for kind in KINDS.values():
         lines += [f"### `{kind.name}`", "", _TITLES, *_rows(kind.args), ""]
     return "\n".join(lines)

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.commands.options import Commands, add_command, shape
+from bnfold.commands.options import Commands, add_command, add_network, shape
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -46,6 +46,7 @@ def add(commands: Commands) -> None:
         type=shape,
         help="for module:factory, the shape of one input without the batch, as in 3,224,224",
     )
+    add_network(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -58,6 +59,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         data=options.data,
         weights=options.weights,
         input_shape=options.input_shape,
+        network=options.network,
         progress=console.progress,
     )
     console.result(report.to_dict(), report.to_table())

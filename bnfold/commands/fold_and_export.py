@@ -70,6 +70,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         output_kind=options.output_kind,
         weights=options.weights,
         input_shape=options.input_shape,
+        network=options.network,
         allow_refused=options.allow_refused,
         keep=options.keep,
         moves=options.moves,

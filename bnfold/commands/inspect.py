@@ -48,6 +48,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         options.source,
         weights=options.weights,
         input_shape=options.input_shape,
+        network=options.network,
         keep=options.keep,
         moves=options.moves,
         bound=options.numbers,

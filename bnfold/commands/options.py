@@ -47,6 +47,7 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         type=shape,
         help="for module:factory, the shape of one input without the batch, as in 3,224,224",
     )
+    add_network(parser)
     parser.add_argument(
         "--keep",
         metavar="NAME",
@@ -60,6 +61,16 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         type=moves,
         default="default",
         help="default (no move that costs more at run time than the norm it removes), all, or names with commas",
+    )
+
+
+def add_network(parser: argparse.ArgumentParser) -> None:
+    """The code that a checkpoint needs to be opened."""
+    parser.add_argument(
+        "--network",
+        metavar="MODULE:FACTORY",
+        help="for a checkpoint whose network is your own code, its name as the checkpoint has it; it is looked for "
+        "in the current folder and on Python's path, and run",
     )
 
 

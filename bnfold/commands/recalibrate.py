@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bnfold.commands.options import Commands, add_command
+from bnfold.commands.options import Commands, add_command, add_network
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -50,6 +50,7 @@ def add(commands: Commands) -> None:
         default=256,
         help="samples at once, at most, from 2 (default: 256)",
     )
+    add_network(parser)
 
 
 def run(options: argparse.Namespace, console: Console) -> int:
@@ -63,6 +64,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
         options.output,
         exact=options.exact,
         batch_size=options.batch_size,
+        network=options.network,
         progress=console.progress,
     )
     document = {

@@ -15,7 +15,8 @@ Training
     place.py        where a run is written; snapshot.py: what it goes on from
 
 What comes of it
-    checkpoint.py   writing and strict reading; curves.py: history as CSV and as a picture; scalars.py: for TensorBoard
+    checkpoint.py   writing and strict reading; architecture.py: the network in it
+    curves.py       history as CSV and as a picture; scalars.py: for TensorBoard
     readiness/      what folding will meet in a network
     statistics.py   running statistics over a data set; recalibration.py: a checkpoint with new ones
     study/          with batch norm, without, and otherwise

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,10 @@ from bnfold.documents import Fields, parse_object
 from bnfold.errors import BundleError, DataError
 from bnfold.preprocessing import Preprocessing
 from bnfold.rename import rename_new
+from bnfold.training.architecture import build, check_factory, check_network, factory_of
 from bnfold.training.curves import draw_curves, write_history
 from bnfold.training.data import Array, prepare
 from bnfold.training.loop import Epoch
-from bnfold.training.networks import KINDS, build_network, read_args
 
 SCHEMA_VERSION = 2
 WEIGHTS = "weights.safetensors"
@@ -69,15 +69,24 @@ class Checkpoint:
         """The shape of one input, without the batch."""
         return tuple(self.meta["input"]["shape"])
 
-    def module(self) -> torch.nn.Module:
-        """The network in eval mode, on the CPU. Raises DataError unless the weights fit it tensor for tensor."""
-        network = self.meta["network"]
-        # Without storage first: a document that asks for terabytes is refused by the tensors that are there.
-        with torch.device("meta"):
-            module = build_network(network["kind"], self.input_shape, len(self.labels), dict(network["args"]))
-        state = read_tensors(self.path / WEIGHTS)
-        _check_fit(self.path / WEIGHTS, module.state_dict(), state)
-        module.load_state_dict(state, strict=True, assign=True)
+    @property
+    def factory(self) -> str | None:
+        """The `module:factory` that its network was made by; None for a network of this package."""
+        return factory_of(self.meta["network"])
+
+    def module(self, factory: str | None = None) -> torch.nn.Module:
+        """The network in eval mode, on the CPU. Raises DataError unless the weights fit it tensor for tensor.
+
+        factory: for a network of the user's own code, the `module:factory` that makes it, as the checkpoint has it; it
+        is looked for in the current folder and where Python looks. A checkpoint is a file from somewhere: what it
+        names is not imported unless the caller names it too.
+        """
+        network, path = self.meta["network"], self.path / WEIGHTS
+        check_factory(network, factory, self.path)
+        state = read_tensors(path)
+        module = build(network, self.input_shape, len(self.labels), lambda wanted: _check_fit(path, wanted, state))
+        # Those of a user's own may hold more than their state dict has, so that they keep the storage they came with.
+        module.load_state_dict(state, strict=True, assign=factory is None)
         return module.eval()
 
     def example_inputs(self) -> tuple[torch.Tensor, ...]:
@@ -249,10 +258,7 @@ def _check(document: Mapping[str, Any], what: str) -> None:
     labels = fields.items("labels")
     if not labels or not all(isinstance(label, str) and label for label in labels):
         fields.refuse("labels", "a list of texts")
-    network = Fields.of(document["network"], f"{what}, network,", ("kind", "args"))
-    if not isinstance(network.values["args"], Mapping):
-        network.refuse("args", "an object")
-    read_args(network.choice("kind", tuple(KINDS)), network.values["args"], _Arguments(f"{what}, network.args,"))
+    check_network(document["network"], what)
     picture = Preprocessing.from_dict(document["preprocessing"], f"{what}, preprocessing,")
     given = Fields.of(document["input"], f"{what}, input,", ("name", "shape", "dtype"))
     given.choice("name", ("input",))
@@ -260,22 +266,6 @@ def _check(document: Mapping[str, Any], what: str) -> None:
     shape = [picture.channels, picture.height, picture.width]
     if list(given.items("shape")) != shape:
         given.refuse("shape", f"{shape}, what the preprocessing gives")
-
-
-@dataclass(frozen=True)
-class _Arguments:
-    """The arguments of the network in a document; what is wrong with them is one sentence."""
-
-    what: str
-
-    def unknown(self, name: str, known: tuple[str, ...]) -> NoReturn:
-        raise BundleError(f"{self.what} has the unknown key {name!r:.80}; expected only {', '.join(known)}")
-
-    def missing(self, name: str) -> NoReturn:
-        raise BundleError(f"{self.what} has no key {name!r}; expected it")
-
-    def refused(self, name: str, value: object, expected: str) -> NoReturn:
-        raise BundleError(f"{self.what} has {value!r:.80} as {name!r}; expected {expected}")
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -48,13 +48,15 @@ def recalibrate_checkpoint(
     *,
     exact: bool = False,
     batch_size: int = BATCH_SIZE,
+    network: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Recalibrated:
     """Measure every norm of a checkpoint over a data set and write the network with these statistics as a new one.
 
     data: an .npz or a folder of pictures, as `bnfold.samples.load_samples` takes them; labels are not looked at.
     exact: layer by layer over all data; otherwise in one pass, each norm by the batch (`bnfold.training.statistics`).
-    batch_size: at most so many samples at once, from 2; the batches are as equal as they can be.
+    batch_size: at most so many samples at once, from 2; the batches are as equal as they can be. network: as for
+    `Checkpoint.module`.
 
     Raises DataError for data that do not fit, a network without such norms, statistics that are not finite, or an
     output that exists; then nothing is written.
@@ -64,7 +66,7 @@ def recalibrate_checkpoint(
     say = progress or (lambda _: None)
     old, output = load_checkpoint(source), Path(output)
     check_folder(output)
-    module = old.module()
+    module = old.module(network)
     norms = norms_of(module)
     if not norms:
         raise DataError(f"{source} has no norm with running statistics; expected one; there is nothing to recalibrate")

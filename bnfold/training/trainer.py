@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from bnfold.errors import DataError
+from bnfold.training.architecture import network_document
 from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from bnfold.training.data import Dataset, load_dataset
 from bnfold.training.distributed import ALONE, Group, processes
@@ -21,6 +22,7 @@ from bnfold.training.divergence import Divergence
 from bnfold.training.execution import choose_device, settings
 from bnfold.training.loop import Progress, fit
 from bnfold.training.networks import build_network
+from bnfold.training.networks.factory import make_trainable
 from bnfold.training.place import Place, claim, claim_next, reopen
 from bnfold.training.recipe import Recipe, load_recipe
 from bnfold.training.run import Epoch, Run, begin
@@ -177,7 +179,10 @@ def _network(recipe: Recipe, data: Dataset) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.seed)
         kind, args = recipe.network.kind, recipe.network.args
-        return build_network(kind, data.images.shape[1:], len(data.labels), args)
+        shape, classes = data.images.shape[1:], len(data.labels)
+        if recipe.network.is_factory:  # found as a data set of the user's own is
+            return make_trainable(kind, shape, classes, args, (Path.cwd(), recipe.folder.resolve()))
+        return build_network(kind, shape, classes, args)
 
 
 def _finished(place: Place, recipe: Recipe) -> Checkpoint:
@@ -200,7 +205,7 @@ def _meta(run: Run, data: Dataset) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
         "name": recipe.name,
-        "network": {"kind": recipe.network.kind, "args": dict(recipe.network.args)},
+        "network": network_document(recipe.network.kind, recipe.network.args),
         "input": {"name": "input", "shape": list(data.images.shape[1:]), "dtype": "float32"},
         "labels": list(data.labels),
         "preprocessing": data.preprocessing.to_dict(),

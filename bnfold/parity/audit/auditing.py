@@ -29,21 +29,25 @@ def audit(
     example_inputs: tuple[Any, ...] | None = None,
     weights: Path | str | None = None,
     input_shape: Sequence[int] | None = None,
+    network: str | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> AuditReport:
     """Certify a network that was folded elsewhere, or say what is wrong with it.
 
     folded: an .onnx (path, bytes, onnx.ModelProto, onnx_ir.Model) or a torch.nn.Module. against: the unfolded network
     that it was made of: the same, or a checkpoint folder, or `module:factory` with `weights` and `input_shape`. A
-    torch.nn.Module there needs `example_inputs`. data: samples to run both on (an .npz, a folder of images, or a pair
-    of arrays); random inputs otherwise. progress: told what is being done.
+    torch.nn.Module there needs `example_inputs`, a checkpoint of the user's own code `network`. data: samples to run
+    both on (an .npz, a folder of images, or a pair of arrays); random inputs otherwise. progress: told what is being
+    done.
 
     Raises FoldError, DataError or ExportError for what cannot be opened, ParityError where the two have other inputs
     or outputs, or are swapped.
     """
     say = progress or (lambda _: None)
     say("opening both networks")
-    original = open_original(against, example_inputs=example_inputs, weights=weights, shape=input_shape)
+    original = open_original(
+        against, example_inputs=example_inputs, weights=weights, shape=input_shape, network=network
+    )
     found = open_folded(folded, original, example_inputs)
     ends = _ends(original, found)
     say("matching both graphs and judging every tensor")

@@ -31,12 +31,17 @@ class Opened:
 
 
 def open_original(
-    against: Any, *, example_inputs: tuple[Any, ...] | None, weights: Path | str | None, shape: Sequence[int] | None
+    against: Any,
+    *,
+    example_inputs: tuple[Any, ...] | None = None,
+    weights: Path | str | None = None,
+    shape: Sequence[int] | None = None,
+    network: str | None = None,
 ) -> Opened:
     """The unfolded network. Raises FoldError, DataError or ExportError for what cannot be opened."""
     if isinstance(against, bytes):
         return Opened("the bytes of ORIGINAL", _plain(onnx_file.load_bytes(against, "ORIGINAL")))
-    source = open_source(against, example_inputs=example_inputs, weights=weights, input_shape=shape)
+    source = open_source(against, example_inputs=example_inputs, weights=weights, input_shape=shape, network=network)
     if source.model is not None:
         return Opened(source.name, _plain(source.model), source)
     from bnfold.reference import reference_of

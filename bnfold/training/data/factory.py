@@ -5,14 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from bnfold.errors import DataError
-from bnfold.factories import make
+from bnfold.factories import is_spec, make
 from bnfold.training.data.dataset import Dataset
 
 
 def load(name: str, folder: Path) -> Dataset:
     """What the factory returns. Its module is looked for beside the recipe, then in the current folder."""
-    module_name, _, attribute = name.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), *attribute.split("."))):
+    if not is_spec(name):
         raise DataError(f"data set '{name}' is not known; expected module:factory, say mydata:make")
     made = make(name, f"the data set {name}", (Path.cwd(), folder.resolve()))
     if not isinstance(made, Dataset):

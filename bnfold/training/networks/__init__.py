@@ -4,6 +4,7 @@ mlp.py     plain_cnn.py  resnet.py  vgg_bn.py  mobilenet.py  densenet.py  repvgg
 kind.py    what a kind is
 layers.py  a layer with its norm and its activation; initial weights
 norms.py   norms by name      handwritten.py  batch_renorm.py
+factory.py networks that the user's own code gives
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ KINDS: Mapping[str, Kind] = {each.KIND.name: each.KIND for each in _FILES}
 def read_args(kind: object, values: Mapping[str, object], faults: Faults) -> Any:
     """The arguments of a kind, checked. Raises what `faults` raises."""
     if not isinstance(kind, str) or kind not in KINDS:
-        faults.refused("kind", kind, f"one of {', '.join(KINDS)}")
+        faults.refused("kind", kind, f"one of {', '.join(KINDS)}, or module:factory in a recipe")
     return read(KINDS[kind].args, values, faults)
 
 

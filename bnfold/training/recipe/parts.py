@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from bnfold.factories import is_spec
 from bnfold.training.fields import key
 
 
@@ -37,10 +38,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Network:
-    """[network]: a kind, and the keys that this kind takes, checked by it."""
+    """[network]: a kind, and the keys that this kind takes, checked by it; or module:factory and its arguments."""
 
     kind: str
     args: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_factory(self) -> bool:
+        """Whether the user's own code gives it."""
+        return is_spec(self.kind)
 
 
 @dataclass(frozen=True)

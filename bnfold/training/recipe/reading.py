@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from bnfold.errors import DataError
+from bnfold.factories import is_spec
 from bnfold.training.fields import read
 from bnfold.training.networks import read_args
+from bnfold.training.networks.factory import read_arguments
 from bnfold.training.recipe.overrides import override, parse_toml
 from bnfold.training.recipe.parts import Augmentation, Data, Network, Optimizer, Recipe, Train
 
@@ -73,6 +75,10 @@ class _Reader:
         if "kind" not in values:
             where.missing("kind")
         kind = values.pop("kind")
+        if isinstance(kind, str) and ":" in kind:
+            if not is_spec(kind):
+                where.refused("kind", kind, "a kind of network, or module:factory, say mynetworks:make")
+            return Network(kind, read_arguments(values, where))
         return Network(kind, asdict(read_args(kind, values, where)))
 
     def _part(self, name: str, table: type[T]) -> T:

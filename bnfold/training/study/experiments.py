@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnfold.errors import DataError
+from bnfold.training.networks import KINDS
 from bnfold.training.recipe import Recipe
 
 NORMS = ("batch", "none")
@@ -42,7 +43,14 @@ class Experiment:
 
 
 def plan(recipe: Recipe, names: tuple[str, ...] = ()) -> tuple[Experiment, ...]:
-    """The experiments of a study, all of them where no names are given. Raises DataError for a name not known."""
+    """The experiments of a study, all of them where no names are given. Raises DataError for a name not known, and for
+    a network that is not this package's.
+    """
+    if recipe.network.is_factory:
+        raise DataError(
+            f"a study changes the norm, the order and the initial weights of a network, which '{recipe.network.kind}' "
+            f"keeps to itself; expected one of {', '.join(KINDS)} as network.kind"
+        )
     known = {experiment.name: experiment for experiment in _all(recipe)}
     for name in names:
         if name not in known:

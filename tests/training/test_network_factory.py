@@ -1,0 +1,267 @@
+"""A network out of the user's own code is tried before it is trained, and then trained as any other."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from bnfold.errors import DataError
+from bnfold.training import Checkpoint, load_recipe, train
+from bnfold.training.networks.factory import make_trainable
+from bnfold.training.study import run_study
+
+MODULE = """
+import numpy as np
+import sys
+import torch
+from torch import nn
+
+ONCE = nn.Linear(64, 3)
+NUMBERS = np.random.default_rng()
+
+class Net(nn.Module):
+    def __init__(self, shape, classes, width=4, scale=1.0, names=(), plain=False):
+        super().__init__()
+        self.layer, self.norm = nn.Linear(shape[0] * shape[1] * shape[2], width), nn.BatchNorm1d(width)
+        self.head, self.scale = nn.Linear(width, classes), scale
+
+    def forward(self, x):
+        return self.head(torch.relu(self.norm(self.layer(x.flatten(1))))) * self.scale
+
+def make(shape, classes, **changes):
+    return Net(shape, classes, **changes)
+
+class Holder:
+    make = staticmethod(make)
+
+def no_module(shape, classes): return "a network"
+def raises(shape, classes): raise ValueError("no such\\nlayer")
+def leaves(shape, classes): sys.exit(3)
+def takes_one(shape): return Net(shape, 3)
+def needs_depth(shape, classes, *, depth): return Net(shape, classes)
+def too_few(shape, classes): return Net(shape, classes - 1)
+def nan(shape, classes): return Net(shape, classes, scale=float("nan"))
+def shared(shape, classes): return nn.Sequential(nn.Flatten(), ONCE)
+def untrainable(shape, classes): return Net(shape, classes).requires_grad_(False)
+def integers(shape, classes): return with_forward(lambda self, x: torch.zeros(len(x), 3).long())(shape, classes)
+
+def with_forward(forward):
+    class Other(Net):
+        pass
+    Other.forward = forward
+    return Other
+
+def numpys(shape, classes):
+    made = Net(shape, classes)
+    made.head.bias.data.copy_(torch.from_numpy(NUMBERS.random(classes)))
+    return made
+
+def pair(shape, classes): return with_forward(lambda self, x: (Net.forward(self, x), 0))(shape, classes)
+def pair_in_training(shape, classes):
+    logits = Net.forward
+    return with_forward(lambda self, x: [logits(self, x)] if self.training else logits(self, x))(shape, classes)
+def detached(shape, classes): return with_forward(lambda self, x: Net.forward(self, x).detach())(shape, classes)
+def broken(shape, classes): return with_forward(lambda self, x: self.absent(x))(shape, classes)
+def grows(shape, classes):
+    ONCE.count = getattr(ONCE, "count", 3) + 1
+    return Net(shape, classes, ONCE.count)
+
+class Uncopied(Net):
+    def __deepcopy__(self, memo):
+        raise TypeError("a lock")
+class Extra(Net):
+    def get_extra_state(self):
+        return {"a": 1}
+    def set_extra_state(self, state):
+        pass
+"""
+
+RECIPE = """
+name = "own"
+[data]
+name = "digits"
+[network]
+kind = "NAME:make"
+width = 8
+[optimizer]
+kind = "sgd"
+learning_rate = 0.1
+[train]
+epochs = 3
+batch_size = 64
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a recipe and a module beside it, which is forgotten afterwards."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    before = set(sys.modules)
+    (tmp_path / "ownnetworks.py").write_text(MODULE)
+    (tmp_path / "recipe.toml").write_text(RECIPE.replace("NAME", "ownnetworks"))
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+
+
+def made(folder: Path, attribute: str, **arguments: Any) -> nn.Module:
+    return make_trainable(f"ownnetworks:{attribute}", (1, 8, 8), 3, arguments, (folder,))
+
+
+def test_a_recipe_trains_the_network_beside_it(folder: Path) -> None:
+    first, second = (train(folder / "recipe.toml", output=folder / name) for name in ("one", "two"))
+    assert first.meta["network"] == {"kind": "factory", "factory": "ownnetworks:make", "args": {"width": 8}}
+    assert first.meta["metrics"]["held_out_accuracy"] > 0.8
+    one, two = (load_file(each.path / "weights.safetensors") for each in (first, second))
+    assert one["layer.weight"].shape == (8, 64)
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_its_initial_weights_hang_on_the_seed_alone(folder: Path) -> None:
+    torch.manual_seed(5)
+    first = made(folder, "Holder.make")
+    torch.manual_seed(5)
+    assert torch.equal(made(folder, "make").layer.weight, first.layer.weight)  # type: ignore[arg-type, union-attr]
+    torch.manual_seed(6)
+    assert not torch.equal(made(folder, "make").layer.weight, first.layer.weight)  # type: ignore[arg-type, union-attr]
+
+
+def test_it_is_given_in_training_mode_and_untouched_by_the_trial(folder: Path) -> None:
+    network = made(folder, "make")
+    assert network.training
+    assert int(network.norm.num_batches_tracked) == 0  # type: ignore[arg-type, union-attr]
+    assert all(parameter.grad is None for parameter in network.parameters())
+
+
+def test_arguments_arrive_as_the_recipe_has_them(folder: Path) -> None:
+    sets = ["network.scale=0.5", 'network.names=["a", "b"]', "network.plain=true"]
+    recipe = load_recipe(folder / "recipe.toml", sets)
+    assert recipe.network.args == {"width": 8, "scale": 0.5, "names": ["a", "b"], "plain": True}
+    assert made(folder, "make", **recipe.network.args).scale == 0.5
+
+
+@pytest.mark.parametrize(
+    ("attribute", "arguments", "message"),
+    [
+        ("absent", {}, "cannot be made: AttributeError: module 'ownnetworks' has no attribute 'absent'"),
+        ("no_module", {}, "is an object of type str, expected a torch.nn.Module"),
+        ("raises", {}, "cannot be made: ValueError: no such"),
+        ("leaves", {}, "cannot be made: SystemExit: 3"),
+        ("takes_one", {}, "cannot be made: too many positional arguments; it takes (shape)"),
+        ("needs_depth", {}, "missing a required argument: 'depth'; it takes (shape, classes, *, depth)"),
+        ("Net", {"depth": 3}, "got an unexpected keyword argument 'depth'; it takes (shape, classes, width=4"),
+        ("Net", {"width": "wide"}, "cannot be made: TypeError"),
+        ("too_few", {}, "gives torch.float32 of [2, 2] for a batch of 2, expected floats of [2, 3]"),
+        ("integers", {}, "gives torch.int64 of [2, 3] for a batch of 2"),
+        ("nan", {}, "gives NaN or infinite logits before any training"),
+        ("pair", {}, "gives an object of type tuple, expected one tensor"),
+        ("pair_in_training", {}, "in training, gives an object of type list, expected one tensor"),
+        ("broken", {}, "fails on inputs of [2, 1, 8, 8] in eval: AttributeError: 'Other' object has no attribute"),
+        ("detached", {}, "has no gradient: RuntimeError"),
+        ("untrainable", {}, "has no parameter that learns"),
+        ("shared", {}, "shares '1.weight' with the one of an earlier call"),
+        ("numpys", {}, "has another 'head.bias' at each call of the factory under one seed"),
+        ("grows", {}, "has another 'layer.weight' at each call"),
+        ("Uncopied", {}, "cannot be copied: TypeError: a lock"),
+        ("Extra", {}, "has an object of type dict as '_extra_state' in its state, expected tensors"),
+    ],
+)
+def test_a_network_that_cannot_be_trained_is_one_sentence(
+    folder: Path, attribute: str, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError) as raised:
+        made(folder, attribute, **arguments)
+    assert f"the network ownnetworks:{attribute}" in str(raised.value)
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_cannot_be_trained_leaves_nothing_behind(folder: Path) -> None:
+    with pytest.raises(DataError, match="unexpected keyword argument 'depth'"):
+        train(folder / "recipe.toml", output=folder / "run", overrides=["network.depth=2"])
+    assert not list(folder.glob("run*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("network.kind=own:", "has 'own:' as 'network.kind'; expected a kind of network, or module:factory"),
+        ("network.kind=own/nets:make", "has 'own/nets:make' as 'network.kind'"),
+        ("network.kind=own", "expected one of mlp"),
+        ("network.width=inf", "has inf as 'network.width'; expected true or false, a text, a finite number"),
+        ("network.width=1979-05-27", "as 'network.width'"),
+        ("network.width={a = 1}", "has {'a': 1} as 'network.width'"),
+        ("network.width=[[1]]", "has [[1]] as 'network.width'"),
+        (f"network.width={2**63}", "as 'network.width'"),
+        ("network.wide-r=1", "has 1 as 'network.wide-r'; expected a key that Python takes as the name of an argument"),
+    ],
+)
+def test_a_recipe_is_read_strictly_and_without_running_code(folder: Path, change: str, message: str) -> None:
+    with pytest.raises(DataError) as raised:
+        load_recipe(folder / "recipe.toml", [change])
+    assert message in str(raised.value)
+    load_recipe(folder / "recipe.toml")
+    assert "ownnetworks" not in sys.modules
+
+
+def test_a_module_of_that_name_from_elsewhere_is_not_taken_for_it(folder: Path) -> None:
+    made(folder, "make")
+    other = folder / "other"
+    other.mkdir()
+    (other / "ownnetworks.py").write_text(MODULE)
+    with pytest.raises(DataError, match=r"the name 'ownnetworks' is that of another module, .*ownnetworks\.py, which"):
+        made(other, "make")
+    (other / "sys.py").write_text(MODULE)
+    with pytest.raises(DataError, match="'sys' is that of another module, one of Python itself"):
+        make_trainable("sys:make", (1, 8, 8), 3, {}, (other,))
+
+
+def test_beside_the_recipe_comes_before_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    current = folder / "current"
+    current.mkdir()
+    (current / "ownnetworks.py").write_text("raise ValueError('the wrong one')")
+    (current / "elsewhere.py").write_text(MODULE)
+    monkeypatch.chdir(current)
+    few = ["train.epochs=1"]
+    assert train(folder / "recipe.toml", output=folder / "one", overrides=few).path == folder / "one"
+    train(folder / "recipe.toml", output=folder / "two", overrides=[*few, "network.kind=elsewhere:make"])
+    with pytest.raises(DataError) as raised:
+        train(folder / "recipe.toml", output=folder / "three", overrides=["network.kind=nowhere:make"])
+    assert f"looked for in {folder} and {current} and on Python's path" in str(raised.value)
+
+
+class Stop(Exception):
+    """What ends a run in the middle."""
+
+
+def test_a_stopped_training_of_it_goes_on_to_the_same_bits(folder: Path) -> None:
+    def stop(line: str) -> None:
+        if line.startswith("epoch 2/"):
+            raise Stop
+
+    rich = ["train.ema=0.9", "optimizer.kind=adamw", "optimizer.learning_rate=0.01"]
+    whole = train(folder / "recipe.toml", output=folder / "whole", overrides=rich)
+    with pytest.raises(Stop):
+        train(folder / "recipe.toml", output=folder / "run", overrides=rich, progress=stop)
+    with pytest.raises(DataError, match=r"the recipe has 9 as 'network\.args\.width', but the run .* has 8"):
+        train(folder / "recipe.toml", resume=folder / "run", overrides=[*rich, "network.width=9"])
+    resumed = train(folder / "recipe.toml", resume=folder / "run", overrides=rich)
+    assert weights(resumed) == weights(whole)
+
+
+def weights(made: Checkpoint) -> bytes:
+    return (made.path / "weights.safetensors").read_bytes()
+
+
+def test_a_study_of_it_is_refused(folder: Path) -> None:
+    with pytest.raises(DataError, match="a study changes the norm"):
+        run_study(folder / "recipe.toml", output=folder / "study", seeds=1)
+    assert not (folder / "study").exists()
