@@ -25,6 +25,7 @@ MOST_HEADERS = 100
 _SLOWEST = 64 * 2**10  # bytes in a second that a client has to read
 _VERSIONS = ("1.1", "1.0")
 _FAREWELL = 1.0  # seconds that a client has to read why it was turned away
+_FIRST_WORDS = 2.0  # seconds that a client which has connected has to send its request while the server stops
 _NO_HTTP = "the request is no HTTP/1.1 that can be read here; send another"
 
 
@@ -215,7 +216,10 @@ class Connection(HttpToolsProtocol):
         self._see_off()
 
     def shutdown(self) -> None:
-        """The server stops."""
+        """The server stops. Who has just connected, or is in the midst of a head, is about to ask."""
+        if not self._head_ended and not self._is_answering() and not self.transport.is_closing():
+            self._close_in(_FIRST_WORDS)
+            return
         super().shutdown()
         self._see_off()
 

@@ -13,11 +13,12 @@ import importlib.util
 import logging
 import math
 import os
+import selectors
 import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import FrameType
@@ -37,7 +38,8 @@ from service.tls import Certificate, check_certificate
 
 _logger = logging.getLogger(__name__)
 
-_QUEUE = 0.05  # seconds to accept the connections that the kernel has made already
+_QUEUE = 0.05  # seconds to accept the connections that the kernel has made already, as often as there are any
+_LONGEST_QUEUE = 5.0
 _GOODBYE = 5.0  # seconds for a client to take part in the end of a TLS connection
 _LAST_ARRIVALS = 0.1  # seconds for requests that were on the wire when the socket closed
 
@@ -192,13 +194,24 @@ class Server(uvicorn.Server):
         if not self.force_exit:
             for listener in sockets or []:
                 refuse_new(listener)
-            await asyncio.sleep(_QUEUE)
+            await _until_empty(sockets or [])
         for server in self.servers:
             server.close()
         if not self.force_exit:
             await asyncio.sleep(_LAST_ARRIVALS)
         self._lifecycle.close()
         await super().shutdown(sockets)
+
+
+async def _until_empty(listeners: Sequence[socket.socket]) -> None:
+    """Wait until every connection in the queue of a listening socket is accepted, however slow the machine."""
+    end = time.monotonic() + _LONGEST_QUEUE
+    with selectors.DefaultSelector() as selector:
+        for listener in listeners:
+            selector.register(listener, selectors.EVENT_READ)
+        await asyncio.sleep(_QUEUE)
+        while selector.select(0) and time.monotonic() < end:
+            await asyncio.sleep(_QUEUE)
 
 
 def make_config(app: FastAPI, settings: Settings) -> uvicorn.Config:

@@ -83,10 +83,10 @@ def test_a_stop_in_the_midst_of_a_reload_under_load_loses_nothing_and_ends_with_
         load.stop.set()
         for client in clients:
             client.result(PATIENCE)
-    assert load.wrong == 0
-    assert set(load.statuses) <= {200, 503}
+    assert load.wrong == 0, server.text()
+    assert set(load.statuses) <= {200, 503}, server.text()
     assert "Traceback" not in server.text()
-    assert server.text().splitlines()[-1].endswith("stopped")
+    assert server.text().splitlines()[-1].endswith("stopped"), server.text()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's queue can be emptied on Linux only")
@@ -137,6 +137,34 @@ def test_slow_clients_of_both_workers_are_waited_for(models: Path, tmp_path: Pat
             assert answer.startswith(b"HTTP/1.1 200 OK"), answer
             connection.close()
         assert server.wait() == 0, server.text()
+
+
+@pytest.mark.parametrize("already", [b"", HEAD[:20]], ids=["nothing", "half a head"])
+def test_who_has_connected_may_still_ask_when_nobody_else_can_connect(models: Path, tmp_path: Path, already: bytes):
+    with process(models, tmp_path, BNFOLD_DRAIN_DELAY="0") as server:
+        late = [socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) for _ in range(4)]
+        for connection in late:
+            connection.sendall(already)
+        until(lambda: connections(server) >= 4)
+        server.child.send_signal(signal.SIGTERM)
+        until(lambda: not accepts(server))
+        threading.Event().wait(0.5)  # all that the server waits for without them is over
+        for connection in late:
+            connection.sendall((HEAD + BODY)[len(already) :])
+            answer = b"".join(iter(lambda at=connection: at.recv(65536), b""))
+            assert answer.startswith((b"HTTP/1.1 200 OK", b"HTTP/1.1 503 ")), answer
+            connection.close()
+        assert server.wait() == 0, server.text()
+
+
+def test_who_has_connected_and_asks_nothing_holds_up_no_stop(models: Path, tmp_path: Path):
+    with process(models, tmp_path, BNFOLD_DRAIN_DELAY="0", BNFOLD_DRAIN_TIMEOUT="50") as server:
+        with socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE) as silent:
+            until(lambda: connections(server) >= 1)
+            server.child.send_signal(signal.SIGTERM)
+            assert silent.recv(1) == b""
+        assert server.wait() == 0, server.text()
+    assert "exceeded" not in server.text()
 
 
 def connections(server: Process) -> float:
