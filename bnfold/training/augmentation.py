@@ -1,5 +1,5 @@
-"""Augmentation of a batch on its device. What happens to which image is drawn on the CPU, so that every device sees the
-same images.
+"""Augmentation of a batch on its device, in the memory format that it comes in. What happens to which image is drawn on
+the CPU, so that every device sees the same images.
 """
 
 from __future__ import annotations
@@ -23,14 +23,11 @@ def augment(images: torch.Tensor, wanted: Augmentation, generator: torch.Generat
 
 def shift(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
     """Each image moved by up to `most` pixels in each direction; zeros come in."""
-    count, channels, height, width = images.shape
-    device = images.device
-    offsets = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(device)
-    padded = F.pad(images, (most, most, most, most))
-    rows = (offsets[0][:, None] + torch.arange(height, device=device))[:, None, :, None]
-    columns = (offsets[1][:, None] + torch.arange(width, device=device))[:, None, None, :]
-    samples = torch.arange(count, device=device)[:, None, None, None]
-    return padded[samples, torch.arange(channels, device=device)[None, :, None, None], rows, columns]
+    count, _, height, width = images.shape
+    rows, columns = torch.randint(0, 2 * most + 1, (2, count), generator=generator).to(images.device)
+    # A view of all windows, (N, C, rows, columns, H, W): one index for each image, not one for each pixel.
+    windows = F.pad(images, (most, most, most, most)).unfold(2, height, 1).unfold(3, width, 1)
+    return windows[torch.arange(count, device=images.device), :, rows, columns]
 
 
 def flip(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -48,4 +45,4 @@ def cut_out(images: torch.Tensor, size: int, generator: torch.Generator) -> torc
     rows, columns = (torch.arange(length, device=images.device)[None] for length in (height, width))
     cut_rows = (rows >= top) & (rows < top + size)
     cut_columns = (columns >= left) & (columns < left + size)
-    return images.masked_fill((cut_rows[:, :, None] & cut_columns[:, None, :])[:, None], 0)
+    return torch.where((cut_rows[:, :, None] & cut_columns[:, None, :])[:, None], 0.0, images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from bnfold.training.augmentation import augment, cut_out, flip, shift
@@ -44,6 +45,39 @@ def test_nothing_wanted_leaves_the_images_and_the_random_numbers_alone() -> None
     before = generator.get_state()
     assert augment(images, Augmentation(), generator) is images
     assert torch.equal(generator.get_state(), before)
+
+
+def shifted_pixel_by_pixel(images: torch.Tensor, most: int, generator: torch.Generator) -> torch.Tensor:
+    """The pixel (y, x) of each image from (y + dy, x + dx), with dy and dx drawn for all images at once."""
+    offsets = torch.randint(0, 2 * most + 1, (2, len(images)), generator=generator) - most
+    moved = torch.zeros_like(images)
+    for image, (down, right) in enumerate(offsets.T.tolist()):
+        for y in range(images.shape[2]):
+            for x in range(images.shape[3]):
+                if 0 <= y + down < images.shape[2] and 0 <= x + right < images.shape[3]:
+                    moved[image, :, y, x] = images[image, :, y + down, x + right]
+    return moved
+
+
+@pytest.mark.parametrize("most", [1, 2, 7])
+@pytest.mark.parametrize("shape", [(9, 1, 8, 8), (5, 3, 4, 7), (2, 2, 1, 5)])
+def test_the_pixels_of_a_seed_stay_what_they_were(most: int, shape: tuple[int, ...]) -> None:
+    images = torch.randn(shape)
+    assert torch.equal(shift(images, most, seeded()), shifted_pixel_by_pixel(images, most, seeded()))
+
+
+@pytest.mark.parametrize("wanted", [Augmentation(shift=2), Augmentation(flip=True), Augmentation(cutout=3)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_channels_that_come_last_stay_last_with_the_same_pixels(wanted: Augmentation, dtype: torch.dtype) -> None:
+    images = torch.randn(6, 3, 8, 8).to(dtype)
+    plain, last = (
+        augment(images.contiguous(memory_format=order), wanted, seeded())
+        for order in (torch.contiguous_format, torch.channels_last)
+    )
+    assert last.is_contiguous(memory_format=torch.channels_last)
+    assert plain.is_contiguous()
+    assert plain.dtype == last.dtype == dtype
+    assert torch.equal(plain, last)
 
 
 def test_each_option_reaches_the_images() -> None:
