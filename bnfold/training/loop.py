@@ -42,10 +42,11 @@ class Feed:
 
     def batch(self, index: torch.Tensor | slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Images as the network takes them, float32, and classes."""
-        images = self.images[index]
+        # index_select copies whole images, indexing goes pixel by pixel.
+        images = self.images[index] if isinstance(index, slice) else self.images.index_select(0, index)
         if self._scaling is not None:
             factor, offset = self._scaling
-            images = images * factor + offset
+            images = images.to(torch.float32).mul_(factor).add_(offset)
         return images.contiguous(memory_format=self._format), self.classes[index]
 
 

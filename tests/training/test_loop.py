@@ -17,7 +17,7 @@ from torch import nn
 from bnfold.errors import DataError
 from bnfold.preprocessing import Preprocessing
 from bnfold.training import load_recipe, train, trainer
-from bnfold.training.data import Dataset, load_dataset, prepare
+from bnfold.training.data import Dataset, load_dataset, prepare, scaling
 from bnfold.training.divergence import Watch, first_layer_not_finite
 from bnfold.training.ema import Average
 from bnfold.training.execution import tf32
@@ -113,6 +113,10 @@ def test_pictures_stay_bytes_until_they_are_a_batch() -> None:
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert classes.tolist() == [4, 1]
     assert np.abs(images.numpy() - prepare(pixels[[4, 1]], how)).max() < 1e-6
+    factor, offset = scaling(how)
+    assert np.array_equal(images.numpy(), pixels[[4, 1]].astype(np.float32) * factor + offset), "to the bit"
+    assert torch.equal(feed.batch(slice(6))[0][[4, 1]], images)
+    assert np.array_equal(feed.images.numpy(), pixels), "what is stored stays"
 
 
 @pytest.mark.parametrize("option", ["train.precision=bfloat16", "train.channels_last=true", "optimizer.clip_norm=0.5"])
