@@ -33,6 +33,7 @@ IMPORT_NAMES = {
     "fastapi_offline": "fastapi-offline",
     "onnx_ir": "onnx-ir",
     "ml_dtypes": "ml-dtypes",
+    "mlflow": "mlflow-skinny",
     "PIL": "pillow",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
@@ -141,6 +142,7 @@ def test_every_import_is_a_declared_dependency():
         allowed = plain if _name(path).startswith("service") else plain | torch
         allowed = allowed | grpc if _name(path).startswith("service.rpc.") else allowed
         allowed = allowed | {"opentelemetry-sdk"} if _name(path) == "service.traces" else allowed
+        allowed = allowed | {"mlflow-skinny"} if _name(path) == "bnfold.training.tracking" else allowed
         allowed = allowed | {"pytest"} if _name(path) == "bnfold.pytest_plugin" else allowed  # pytest itself loads it
         assert packages <= allowed, f"{_name(path)} imports {packages - allowed}"
 

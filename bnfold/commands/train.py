@@ -41,6 +41,14 @@ def add(commands: Commands) -> None:
         help="write the history, epoch by epoch, into an event file for TensorBoard in this folder",
     )
     parser.add_argument(
+        "--mlflow",
+        metavar="URI",
+        help="log recipe, history and checkpoint at this MLflow tracking server (http:, https:, or file: for a folder)",
+    )
+    parser.add_argument(
+        "--mlflow-experiment", metavar="NAME", help="the experiment there (default: the name of the recipe)"
+    )
+    parser.add_argument(
         "-o",
         "--output",
         metavar="FOLDER",
@@ -64,6 +72,8 @@ def run(options: argparse.Namespace, console: Console) -> int:
             resume=options.resume,
             progress=console.progress,
             tensorboard=options.tensorboard,
+            mlflow=options.mlflow,
+            mlflow_experiment=options.mlflow_experiment,
         )
     if not is_first_process():
         return 0

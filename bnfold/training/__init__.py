@@ -16,7 +16,7 @@ Training
 
 What comes of it
     checkpoint.py   writing and strict reading; architecture.py: the network in it
-    curves.py       history as CSV and as a picture; scalars.py: for TensorBoard
+    curves.py       history as CSV and as a picture; scalars.py: for TensorBoard; tracking.py: for MLflow
     readiness/      what folding will meet in a network
     statistics.py   running statistics over a data set; recalibration.py: a checkpoint with new ones
     study/          with batch norm, without, and otherwise

@@ -155,7 +155,7 @@ def _check(metadata: Mapping[str, str] | None, what: str) -> Mapping[str, Any]:
 
 def check_same(place: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
     """Raise DataError, with the key, where the recipe is not the one of the run at a place."""
-    mine, theirs = _flat(wanted), _flat(found)
+    mine, theirs = flat(wanted), flat(found)
     for name in sorted(mine.keys() | theirs.keys()):
         if mine.get(name) != theirs.get(name):
             raise DataError(
@@ -164,8 +164,9 @@ def check_same(place: Path, wanted: Mapping[str, Any], found: Mapping[str, Any])
             )
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A document without tables in it: the keys have dots."""
+    found: dict[str, Any] = {}
     for name, value in table.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return flat
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found

@@ -29,6 +29,7 @@ from bnfold.training.run import Epoch, Run, begin
 from bnfold.training.scalars import check_tensorboard, scalars
 from bnfold.training.smallest_batch import check_batch_size
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
+from bnfold.training.tracking import Tracker, Tracking, check_tracking, conclude, tracked
 
 
 def train(
@@ -40,13 +41,16 @@ def train(
     resume: Path | str | None = None,
     progress: Progress | None = None,
     tensorboard: Path | str | None = None,
+    mlflow: str | None = None,
+    mlflow_experiment: str | None = None,
 ) -> Checkpoint:
     """Train the network of a recipe.
 
     device: auto, cpu or cuda. overrides: `key=value` with dots between tables. output: the checkpoint folder, which
     must not exist; the next free `runs/<name>/<n>` by default. resume: the checkpoint folder of a run that was stopped,
     in place of output; with the same recipe and overrides it goes on after the last epoch that was done. progress:
-    called with one line an epoch. tensorboard: a folder for an event file with the history.
+    called with one line an epoch. tensorboard: a folder for an event file with the history. mlflow: the URI of a
+    tracking server for recipe, history and checkpoint, in an experiment of the recipe's name unless one is named.
 
     The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
     DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
@@ -59,26 +63,35 @@ def train(
     board = None if tensorboard is None else Path(tensorboard)
     if board is not None:
         check_tensorboard()
+    tracking = check_tracking(mlflow, mlflow_experiment)
     if output is not None and resume is not None:
         raise DataError("a new folder and one to resume were both given; expected one of them, --output or --resume")
     place = reopen(Path(resume)) if resume is not None else None
     if place is not None and place.folder.is_dir():
-        return _finished(place, wanted)
+        return _finished(place, wanted, tracking)
     data = load_dataset(wanted.data, wanted.folder)
+    given = {"--tensorboard": board, "--mlflow": mlflow, "--mlflow-experiment": mlflow_experiment}
     command = ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]
-    command += [] if board is None else [f"--tensorboard={board}"]
+    command += [f"{name}={value}" for name, value in given.items() if value is not None]
     with processes(wanted, target) as group:
         place = place or _claimed(wanted.name, output, group, target)
         try:
             with settings(wanted, target):
-                return _trained(_begin(wanted, data, target, group), data, place, progress, command, board)
+                run = _begin(wanted, data, target, group)
+                return _trained(run, data, place, progress, command, board, tracking)
         finally:
             if group.is_first:
                 place.release_unless_resumable()
 
 
 def _trained(
-    run: Run, data: Dataset, place: Place, progress: Progress | None, command: Sequence[str], board: Path | None
+    run: Run,
+    data: Dataset,
+    place: Place,
+    progress: Progress | None,
+    command: Sequence[str],
+    board: Path | None,
+    tracking: Tracking | None,
 ) -> Checkpoint:
     """The checkpoint of a run, from its snapshot on where there is one. command: what it was started by."""
     identity = fingerprint(data)
@@ -90,15 +103,22 @@ def _trained(
         if run.group.is_first:
             write_snapshot(place.snapshot, run, identity)
 
-    with _going_on(place, command), scalars(board if run.group.is_first else None, len(run.history)) as log:
+    first = run.group.is_first
+    with (
+        _going_on(place, command),
+        scalars(board if first else None, len(run.history)) as log,
+        tracked(tracking if first else None, run, place) as tracker,
+    ):
 
         def tell(line: str) -> None:
             log(run.history[-1])
+            if tracker is not None:
+                tracker.log(run.history[-1])
             if progress is not None and run.group.is_first:
                 progress(line)
 
         fault = _fit(run, data, tell, snapshot)
-        return _save(run, data, place, fault)
+        return _save(run, data, place, fault, tracker)
 
 
 def _claimed(name: str, output: Path | str | None, group: Group, device: torch.device) -> Place:
@@ -137,7 +157,7 @@ def _fit(run: Run, data: Dataset, progress: Progress | None, snapshot: Callable[
     return ""
 
 
-def _save(run: Run, data: Dataset, place: Place, fault: str) -> Checkpoint:
+def _save(run: Run, data: Dataset, place: Place, fault: str, tracker: Tracker | None) -> Checkpoint:
     """The checkpoint of what is kept. fault: why the training ended early; then it is raised, after the writing."""
     if not run.kept:
         raise DataError(f"{fault}; no checkpoint was written")
@@ -147,6 +167,8 @@ def _save(run: Run, data: Dataset, place: Place, fault: str) -> Checkpoint:
         made = save_checkpoint(
             place.folder, network, _meta(run, data), run.history, data.held_out_part(), counted=place.counted
         )
+        if tracker is not None:
+            tracker.publish(made.path)
         place.release()
         run.group.heard(str(made.path), run.device)
     else:
@@ -185,10 +207,11 @@ def _network(recipe: Recipe, data: Dataset) -> nn.Module:
         return build_network(kind, shape, classes, args)
 
 
-def _finished(place: Place, recipe: Recipe) -> Checkpoint:
+def _finished(place: Place, recipe: Recipe, tracking: Tracking | None) -> Checkpoint:
     """The run was stopped after its checkpoint was there, or not at all."""
     made = load_checkpoint(place.folder)
     check_same(place.folder, recipe_document(recipe), made.meta["recipe"])
+    conclude(tracking, place, made.path)
     place.release()
     return made
 
