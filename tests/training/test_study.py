@@ -125,6 +125,13 @@ def test_an_experiment_that_is_not_known_is_named() -> None:
         plan(load_recipe(RECIPE), ("sped",))
 
 
+def test_a_network_that_has_no_order_is_studied_without() -> None:
+    resnet = load_recipe(ROOT / "models" / "digits-resnet" / "recipe.toml")
+    assert [experiment.name for experiment in plan(resnet)] == ["speed", "rates", "batches", "norms", "bias"]
+    with pytest.raises(DataError, match=r"changes network\.order, which network 'resnet' does not have; take another"):
+        plan(resnet, ("order",))
+
+
 def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "study"
     options = ["--set", "train.epochs=2", "--set", "network.widths=[16]", "--seeds", "2", "--jobs", "1"]

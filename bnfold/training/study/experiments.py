@@ -43,8 +43,10 @@ class Experiment:
 
 
 def plan(recipe: Recipe, names: tuple[str, ...] = ()) -> tuple[Experiment, ...]:
-    """The experiments of a study, all of them where no names are given. Raises DataError for a name not known, and for
-    a network that is not this package's.
+    """The experiments of a study, where no names are given all that the network has the keys for.
+
+    Raises DataError for a name not known, for one that changes a key that the network does not have, and for a network
+    that is not this package's.
     """
     if recipe.network.is_factory:
         raise DataError(
@@ -53,6 +55,11 @@ def plan(recipe: Recipe, names: tuple[str, ...] = ()) -> tuple[Experiment, ...]:
         )
     known = {experiment.name: experiment for experiment in _all(recipe)}
     for name in names:
+        if name == "order" and name not in known:
+            raise DataError(
+                f"the experiment 'order' changes network.order, which network '{recipe.network.kind}' does not have; "
+                "take another experiment or another kind of network"
+            )
         if name not in known:
             raise DataError(f"the experiment '{name}' is not known; expected some of {', '.join(known)}")
     return tuple(known[name] for name in known if not names or name in names)
@@ -63,10 +70,9 @@ def _all(recipe: Recipe) -> Iterator[Experiment]:
     yield Experiment("rates", "Learning rates", "learning rate", tuple(_rates(recipe)))
     yield Experiment("batches", "Small batches", "batch size", tuple(_batches(recipe)))
     yield Experiment("norms", "Other norms", "", tuple(Arm(norm, 0, (f"network.norm={norm}",)) for norm in OTHER_NORMS))
-    yield Experiment(
-        "order", "Norm before and after the activation", "",
-        tuple(Arm(order.replace("_", " "), 0, (f"network.order={order}",)) for order in ORDERS),
-    )  # fmt: skip
+    if "order" in recipe.network.args:
+        arms = tuple(Arm(order.replace("_", " "), 0, (f"network.order={order}",)) for order in ORDERS)
+        yield Experiment("order", "Norm before and after the activation", "", arms)
     yield Experiment("bias", "A bias before batch norm", "", tuple(_biases()))
 
 
