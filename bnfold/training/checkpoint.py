@@ -202,7 +202,8 @@ def _fill(scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], image
     """The weights, the document, and what they tell of how the network will fold."""
     from bnfold.training.readiness import measured_part, write_readiness
 
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in module.state_dict().items()}
+    # Copies: safetensors takes no tensor that two layers share.
+    state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
     save_file(state, scratch / WEIGHTS)
     (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     picture = Preprocessing.from_dict(meta["preprocessing"])

@@ -24,8 +24,17 @@ class Average:
     def update(self, network: nn.Module, step: int) -> None:
         """Take in the weights after a step; step: of the whole training, from 1."""
         weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        for mine, theirs in zip(self.network.state_dict().values(), network.state_dict().values(), strict=True):
+        seen: set[int] = set()  # a tensor that two layers share has two names
+        for mine, theirs in zip(_tensors(self.network), _tensors(network), strict=True):
+            if id(mine) in seen:
+                continue
+            seen.add(id(mine))
             if mine.is_floating_point():
                 mine.lerp_(theirs, weight)
             else:
                 mine.copy_(theirs)
+
+
+def _tensors(network: nn.Module) -> list[torch.Tensor]:
+    """Of the state dict, each as the very object that the layers hold."""
+    return list(network.state_dict(keep_vars=True).values())
