@@ -23,9 +23,10 @@ def add(commands: Commands) -> None:
         "train",
         run,
         "Train the network of a recipe. Writes a checkpoint folder: weights.safetensors, checkpoint.json, "
-        "held_out.safetensors, history.csv, curves.png, readiness.html and readiness.json. While it trains, "
-        "FOLDER.partial has a snapshot of the last epoch, from which --resume goes on after whatever stopped it, bit "
-        "for bit on the CPU. Started by torchrun, the processes share every batch.",
+        "held_out.safetensors, history.csv, norms.csv, curves.png, readiness.html and readiness.json. While it trains, "
+        "it warns of norms that are on their way to trouble, and FOLDER.partial has a snapshot of the last epoch, from "
+        "which --resume goes on after whatever stopped it, bit for bit on the CPU. Started by torchrun, the processes "
+        "share every batch.",
     )
     add_recipe(parser)
     parser.add_argument(
@@ -71,6 +72,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
             output=options.output,
             resume=options.resume,
             progress=console.progress,
+            warn=lambda sentence: console.note(f"bnfold: {sentence}"),
             tensorboard=options.tensorboard,
             mlflow=options.mlflow,
             mlflow_experiment=options.mlflow_experiment,

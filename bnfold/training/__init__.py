@@ -11,7 +11,7 @@ Training
     execution.py    device, precision, compilation; memory.py: a batch that does not fit
     distributed.py  one training in several processes
     optimizers.py   schedules.py  augmentation.py  ema.py
-    divergence.py   a loss that is no longer finite
+    divergence.py   a loss that is no longer finite; trends.py: the norms, epoch by epoch
     place.py        where a run is written; snapshot.py: what it goes on from
 
 What comes of it

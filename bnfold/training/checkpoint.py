@@ -25,6 +25,7 @@ from bnfold.training.architecture import build, check_factory, check_network, fa
 from bnfold.training.curves import draw_curves, write_history
 from bnfold.training.data import Array, prepare
 from bnfold.training.loop import Epoch
+from bnfold.training.trends import Trends, write_trends
 
 SCHEMA_VERSION = 2
 WEIGHTS = "weights.safetensors"
@@ -139,13 +140,15 @@ def save_checkpoint(
     meta: Mapping[str, Any],
     history: Sequence[Epoch],
     held_out: tuple[Array, Array],
+    trends: Trends,
     *,
     counted: bool = False,
 ) -> Checkpoint:
     """Write a checkpoint: beside its place first, then moved in by one rename that replaces nothing.
 
-    held_out: images and classes as a data set stores them; up to 64 MiB of them are kept. counted: the folder's name is
-    a number, and where it is taken meanwhile the next free one will do.
+    held_out: images and classes as a data set stores them; up to 64 MiB of them are kept. trends: of the norms, an
+    epoch each as the history has. counted: the folder's name is a number, and where it is taken meanwhile the next free
+    one will do.
 
     Raises DataError when the folder exists or cannot be written; then nothing is left behind.
     """
@@ -153,8 +156,9 @@ def save_checkpoint(
     def fill(scratch: Path) -> None:
         kept = _kept(*held_out)
         save_file({name: torch.from_numpy(np.array(part)) for name, part in kept.items()}, scratch / HELD_OUT)
-        _fill(scratch, module, meta, kept["images"])
+        _fill(scratch, module, meta, kept["images"], trends)
         write_history(scratch / "history.csv", history)
+        write_trends(scratch / "norms.csv", trends)
         accuracy = meta["metrics"]["held_out_accuracy"]
         draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
 
@@ -164,14 +168,15 @@ def save_checkpoint(
 def save_again(folder: Path, old: Checkpoint, module: torch.nn.Module, meta: Mapping[str, Any]) -> Checkpoint:
     """Write a checkpoint of a network that came out of another one, with its held-out samples and its history.
 
+    Its page of readiness has no trends: these end with other statistics than the new network has.
     Raises DataError as `save_checkpoint` does.
     """
 
     def fill(scratch: Path) -> None:
-        for name in (HELD_OUT, "history.csv", "curves.png"):
+        for name in (HELD_OUT, "history.csv", "norms.csv", "curves.png"):
             if (old.path / name).is_file():
                 shutil.copyfile(old.path / name, scratch / name)
-        _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy())
+        _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy(), None)
 
     return _written(folder, fill, counted=False)
 
@@ -198,7 +203,9 @@ def _written(folder: Path, fill: Callable[[Path], None], counted: bool) -> Check
     return load_checkpoint(folder)
 
 
-def _fill(scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], images: Array) -> None:
+def _fill(
+    scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], images: Array, trends: Trends | None
+) -> None:
     """The weights, the document, and what they tell of how the network will fold."""
     from bnfold.training.readiness import measured_part, write_readiness
 
@@ -207,7 +214,7 @@ def _fill(scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], image
     save_file(state, scratch / WEIGHTS)
     (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     picture = Preprocessing.from_dict(meta["preprocessing"])
-    write_readiness(scratch, module, meta, prepare(measured_part(images), picture))
+    write_readiness(scratch, module, meta, prepare(measured_part(images), picture), trends)
 
 
 def _kept(images: Array, classes: Array) -> dict[str, Array]:

@@ -20,6 +20,7 @@ from bnfold.training.run import Epoch as Epoch
 from bnfold.training.run import Run
 from bnfold.training.schedules import SCHEDULES
 from bnfold.training.smallest_batch import smallest_batch
+from bnfold.training.trends import channels_of, norm_numbers
 
 Progress = Callable[[str], None]
 
@@ -60,6 +61,7 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
     training = Feed(data.training_part(), data, run.device, wanted.channels_last)
     held_out = Feed(data.held_out_part(), data, run.device, wanted.channels_last)
     forward = forward_of(run.network, wanted, run.device)
+    before = channels_of(run.judged)
     while not run.is_over:
         start = time.perf_counter()
         out_of_memory = False
@@ -77,8 +79,10 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
         if not math.isfinite(held_out_loss):
             # The last step of an epoch can break the network while its own loss is still finite.
             raise _diverged(run.judged, "held-out loss", held_out_loss, epoch, held_out.batch(slice(_EVALUATED))[0])
+        now = channels_of(run.judged)
+        numbers, before = norm_numbers(before, now), now
         seconds = time.perf_counter() - start
-        run.add(Epoch(epoch, rate, train_loss, train_accuracy, held_out_loss, held_out_accuracy, seconds))
+        run.add(Epoch(epoch, rate, train_loss, train_accuracy, held_out_loss, held_out_accuracy, seconds), numbers)
         if epoch % wanted.snapshot == 0 or run.is_over:
             snapshot()
         progress(_line(run, len(training)))

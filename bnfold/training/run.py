@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from bnfold.training.data import Array
 from bnfold.training.distributed import ALONE, Group
 from bnfold.training.ema import Average
 from bnfold.training.optimizers import build_optimizer
 from bnfold.training.recipe import Recipe
+from bnfold.training.trends import NUMBERS, Trends, norm_names
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Epoch:
 class Run:
     """generator: of the order of the data and of the augmentation. kept: the state dict that the checkpoint will have.
 
-    history: one row for each epoch that is done, all of finite losses. group: the processes that train together.
+    history: one row for each epoch that is done, all of finite losses. norms: (epochs, norms, numbers) float64 on the
+    CPU, the numbers of every norm after each of them. group: the processes that train together.
     """
 
     recipe: Recipe
@@ -42,6 +45,7 @@ class Run:
     generator: torch.Generator
     history: list[Epoch] = field(default_factory=list)
     kept: dict[str, torch.Tensor] = field(default_factory=dict)
+    norms: torch.Tensor = field(default_factory=lambda: torch.zeros(0, 0, len(NUMBERS), dtype=torch.float64))
     group: Group = ALONE
 
     @property
@@ -60,9 +64,16 @@ class Run:
         wanted, done = self.recipe.train, len(self.history)
         return done >= wanted.epochs or 0 < wanted.patience <= done - best_epoch(self.history)
 
-    def add(self, row: Epoch) -> None:
-        """An epoch is done: remember it, and its weights where they are to be kept."""
+    @property
+    def trends(self) -> Trends:
+        """What the epochs that are done made of every norm."""
+        return Trends(norm_names(self.judged), self.norms.numpy(), self.recipe.train.epochs)
+
+    def add(self, row: Epoch, norms: Array) -> None:
+        """An epoch is done: remember it, the numbers of its norms, and its weights where they are to be kept."""
         self.history.append(row)
+        numbers = torch.from_numpy(norms)[None]
+        self.norms = torch.cat([self.norms, numbers]) if len(self.norms) else numbers
         if self.kept_epoch == row.epoch:
             self.kept = {name: tensor.detach().clone() for name, tensor in self.judged.state_dict().items()}
 

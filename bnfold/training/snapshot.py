@@ -25,6 +25,7 @@ from bnfold.training.data import Dataset
 from bnfold.training.optimizers import blank_tensors, optimizer_tensors
 from bnfold.training.recipe import Recipe
 from bnfold.training.run import Epoch, Run
+from bnfold.training.trends import NUMBERS
 
 SCHEMA_VERSION = 1
 _DOCUMENT = "snapshot"
@@ -83,6 +84,7 @@ def restore(path: Path, run: Run, data: str) -> None:
     run.history = [Epoch(**row) for row in document["history"]]
     parts = {name.removeprefix("optimizer/"): None for name in found if name.startswith("optimizer/")}
     blank_tensors(run.optimizer, run.network, parts)
+    run.norms = torch.zeros(len(run.history), len(run.trends.names), len(NUMBERS), dtype=torch.float64)
     if run.history:
         run.kept = {name: tensor.detach().clone() for name, tensor in run.judged.state_dict().items()}
     _fill(path, _tensors(run), found)
@@ -110,6 +112,7 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
         parts["average"] = run.average.network.state_dict()
     if not _kept_is_judged(run):
         parts["kept"] = run.kept
+    parts["trends"] = {"norms": run.norms}
     parts["random"] = {"data": run.generator.get_state(), "network": torch.get_rng_state()}
     if run.device.type == "cuda":
         parts["random"]["cuda"] = torch.cuda.get_rng_state()

@@ -31,6 +31,8 @@ from bnfold.training.smallest_batch import check_batch_size
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
 from bnfold.training.tracking import Tracker, Tracking, check_tracking, conclude, tracked
 
+Warn = Callable[[str], None]
+
 
 def train(
     recipe: Path | str,
@@ -43,6 +45,7 @@ def train(
     tensorboard: Path | str | None = None,
     mlflow: str | None = None,
     mlflow_experiment: str | None = None,
+    warn: Warn | None = None,
 ) -> Checkpoint:
     """Train the network of a recipe.
 
@@ -50,7 +53,8 @@ def train(
     must not exist; the next free `runs/<name>/<n>` by default. resume: the checkpoint folder of a run that was stopped,
     in place of output; with the same recipe and overrides it goes on after the last epoch that was done. progress:
     called with one line an epoch. tensorboard: a folder for an event file with the history. mlflow: the URI of a
-    tracking server for recipe, history and checkpoint, in an experiment of the recipe's name unless one is named.
+    tracking server for recipe, history and checkpoint, in an experiment of the recipe's name unless one is named. warn:
+    called with a sentence when a norm is on its way to trouble, once for each norm and trouble.
 
     The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
     DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
@@ -78,7 +82,7 @@ def train(
         try:
             with settings(wanted, target):
                 run = _begin(wanted, data, target, group)
-                return _trained(run, data, place, progress, command, board, tracking)
+                return _trained(run, data, place, progress, warn, command, board, tracking)
         finally:
             if group.is_first:
                 place.release_unless_resumable()
@@ -89,6 +93,7 @@ def _trained(
     data: Dataset,
     place: Place,
     progress: Progress | None,
+    warn: Warn | None,
     command: Sequence[str],
     board: Path | None,
     tracking: Tracking | None,
@@ -104,6 +109,7 @@ def _trained(
             write_snapshot(place.snapshot, run, identity)
 
     first = run.group.is_first
+    warn_of_news = _watch(run, warn if first else None)
     with (
         _going_on(place, command),
         scalars(board if first else None, len(run.history)) as log,
@@ -114,11 +120,27 @@ def _trained(
             log(run.history[-1])
             if tracker is not None:
                 tracker.log(run.history[-1])
+            warn_of_news()
             if progress is not None and run.group.is_first:
                 progress(line)
 
         fault = _fit(run, data, tell, snapshot)
         return _save(run, data, place, fault, tracker)
+
+
+def _watch(run: Run, warn: Warn | None) -> Callable[[], None]:
+    """What says, after an epoch, what is new of its norms. A run that goes on says nothing twice."""
+    if warn is None:
+        return lambda: None
+    from bnfold.training.readiness import foresee, forewarnings
+
+    said = {(one.norm, one.word) for one in forewarnings(run.trends)}
+
+    def warn_of_news() -> None:
+        for one in foresee(run.trends, len(run.history), said):
+            warn(str(one))
+
+    return warn_of_news
 
 
 def _claimed(name: str, output: Path | str | None, group: Group, device: torch.device) -> Place:
@@ -165,7 +187,13 @@ def _save(run: Run, data: Dataset, place: Place, fault: str, tracker: Tracker | 
         network = _network(run.recipe, data)  # anew: those of several processes have other norms
         network.load_state_dict(run.kept)
         made = save_checkpoint(
-            place.folder, network, _meta(run, data), run.history, data.held_out_part(), counted=place.counted
+            place.folder,
+            network,
+            _meta(run, data),
+            run.history,
+            data.held_out_part(),
+            run.trends,
+            counted=place.counted,
         )
         if tracker is not None:
             tracker.publish(made.path)

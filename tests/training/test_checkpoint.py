@@ -20,6 +20,7 @@ from bnfold.preprocessing import decode_image
 from bnfold.training import Checkpoint, load_checkpoint
 from bnfold.training.checkpoint import save_checkpoint
 from bnfold.training.run import Epoch
+from bnfold.training.trends import NUMBERS, Trends
 
 
 @pytest.fixture
@@ -176,7 +177,8 @@ def test_of_many_held_out_samples_those_that_are_kept_are_spread_over_all(
     classes = np.repeat(np.arange(10), 100)  # sorted, as a folder a class gives them
     images = np.zeros((1000, 1, 8, 8), np.uint8)
     epoch = Epoch(1, 0.1, 1.0, 0.5, 1.0, 0.5, 1.0)
-    made = save_checkpoint(tmp_path / "new", checkpoint.module(), checkpoint.meta, [epoch], (images, classes))
+    trends = Trends((), np.zeros((1, 0, len(NUMBERS))), 1)
+    made = save_checkpoint(tmp_path / "new", checkpoint.module(), checkpoint.meta, [epoch], (images, classes), trends)
     kept_images, kept_classes = made.held_out()
     assert len(kept_images) == len(kept_classes) == 20
     assert set(kept_classes.tolist()) == set(range(10))

@@ -16,8 +16,9 @@ from torch import nn
 
 from bnfold.training import Checkpoint
 from bnfold.training.readiness import NormReadiness, judge, measure_readiness, measured_part, write_readiness
-from bnfold.training.readiness.verdicts import AMPLIFICATION, DEAD, FACTOR, FEWEST, HALF, MEANINGS, ROOM, SHIFT
+from bnfold.training.readiness.verdicts import AMPLIFICATION, FACTOR, FEWEST, HALF, MEANINGS, ROOM, SHIFT
 from bnfold.training.statistics import recalibrate
+from bnfold.training.trends import DEAD
 
 META: dict[str, Any] = {"name": "net", "network": {"kind": "mlp"}, "data": "digits", "metrics": {}}
 

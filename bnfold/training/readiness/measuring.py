@@ -19,14 +19,13 @@ from torch import nn
 from bnfold.errors import BnfoldError
 from bnfold.training.data import Array
 from bnfold.training.statistics import Moments, measure, norms_of
+from bnfold.training.trends import DEAD, EPS
 
 if TYPE_CHECKING:
     from bnfold.folding.edits import SetWeights
     from bnfold.folding.report import NormOutcome
     from bnfold.reference import Inspection
 
-EPS = 1e-5  # of a norm that does not tell its own
-DEAD = 1e-3  # the standard deviation of a channel's output from which on it counts as alive
 _MOST_IMAGES = 1024
 _MOST_VALUES = 1 << 23  # of all images together: 55 of 224 x 224 in colour, which still give plenty a channel
 _BATCH = 64

@@ -12,7 +12,10 @@ from bnfold.pages.parity_style import STYLE
 from bnfold.pages.parity_values import facts, figure, table
 from bnfold.pages.text import escaped
 from bnfold.training.readiness.measuring import NormReadiness, Readiness
+from bnfold.training.readiness.outlook import forewarnings
+from bnfold.training.readiness.trend_curves import trend_legend, trend_sections
 from bnfold.training.readiness.verdicts import AMPLIFICATION, FACTOR, HALF, MEANINGS, ROOM, SHIFT, Word, judge, word_of
+from bnfold.training.trends import Trends
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 # The classes of the style for a state that is good, bad, or to be looked at.
@@ -21,8 +24,8 @@ _SIGNS: Mapping[str, str] = {"ready": "✓", "broken": "✕"}
 _MOST_NAMES = 6
 
 
-def readiness_page(name: str, meta: Mapping[str, Any], found: Readiness) -> str:
-    """The page as HTML. meta: of the checkpoint; name: its."""
+def readiness_page(name: str, meta: Mapping[str, Any], found: Readiness, trends: Trends | None = None) -> str:
+    """The page as HTML. meta: of the checkpoint; name: its. trends: of the training that ended with these weights."""
     parts = [
         "<!doctype html>",
         '<html lang="en"><head><meta charset="utf-8">',
@@ -37,6 +40,7 @@ def readiness_page(name: str, meta: Mapping[str, Any], found: Readiness) -> str:
         *_findings(found),
         *_norms(found),
         *_statistics(found),
+        *(trend_sections(trends, forewarnings(trends)) if trends is not None else ()),
         *_legend(found),
         f"</main><footer>bnfold {escaped(bnfold.__version__)}. The proof that a folded network computes what the "
         "unfolded one does is that of <code>bnfold fold-and-export</code>; this page looks ahead. No script, no "
@@ -198,5 +202,6 @@ def _legend(found: Readiness) -> Iterator[str]:
         ("variances off by", f"A factor between what is seen and running_var; 1 is none, the line is at {FACTOR:g}."),
     )
     yield "<h3>Columns</h3>" + facts(((name, escaped(says)) for name, says in columns), "wide")
+    yield trend_legend()
     seen = f"Seen: on {figure(found.images)} samples that training never saw, by the network in eval mode."
     yield f'<p class="note">{escaped(seen)}</p></section>'

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from bnfold.folding.rounding import LARGEST
-from bnfold.training.readiness.measuring import DEAD, NormReadiness
+from bnfold.training.readiness.measuring import NormReadiness
+from bnfold.training.trends import DEAD
 
 Word: TypeAlias = Literal["broken", "kept", "overflows", "drifts", "imprecise", "dead channels", "cannot tell", "ready"]
 

@@ -14,8 +14,10 @@ from torch import nn
 from bnfold.errors import BnfoldError
 from bnfold.training.data import Array
 from bnfold.training.readiness.measuring import NormReadiness, Readiness, measure_readiness
+from bnfold.training.readiness.outlook import EPS_SHARE, HORIZON, LAST, NEAR, SPAN, forewarnings
 from bnfold.training.readiness.page import readiness_page
 from bnfold.training.readiness.verdicts import AMPLIFICATION, FACTOR, FEWEST, HALF, ROOM, SHIFT, Word, judge, word_of
+from bnfold.training.trends import DEAD, Trends
 
 SCHEMA_VERSION = 1
 PAGE = "readiness.html"
@@ -23,10 +25,15 @@ DOCUMENT = "readiness.json"
 
 
 def write_readiness(
-    folder: Path, module: nn.Module, checkpoint_meta: Mapping[str, Any], held_out_images: Array
+    folder: Path,
+    module: nn.Module,
+    checkpoint_meta: Mapping[str, Any],
+    held_out_images: Array,
+    trends: Trends | None = None,
 ) -> None:
     """Measure a trained network and write both files. held_out_images: (N, C, H, W) float32 as the network takes them.
 
+    trends: of the training, where these weights came out of one.
     A network that cannot be measured gets files that say why: a training is not lost for that. Raises OSError where
     nothing can be written.
     """
@@ -35,8 +42,10 @@ def write_readiness(
     except (BnfoldError, RuntimeError) as problem:  # torch has no memory, or cannot run a user's network here
         found = Readiness((), 0, str(problem))
     name = str(checkpoint_meta["name"])
-    (folder / DOCUMENT).write_text(json.dumps(_document(name, found), indent=2, allow_nan=False) + "\n", "utf-8")
-    (folder / PAGE).write_text(readiness_page(name, checkpoint_meta, found), "utf-8", errors="backslashreplace")
+    document = {**_document(name, found), "trends": None if trends is None else _trends(trends)}
+    (folder / DOCUMENT).write_text(json.dumps(document, indent=2, allow_nan=False) + "\n", "utf-8")
+    page = readiness_page(name, checkpoint_meta, found, trends)
+    (folder / PAGE).write_text(page, "utf-8", errors="backslashreplace")
 
 
 def _document(name: str, found: Readiness) -> dict[str, Any]:
@@ -59,6 +68,26 @@ def _document(name: str, found: Readiness) -> dict[str, Any]:
             "amplification": AMPLIFICATION,
         },
         "norms": rows,
+    }
+
+
+def _trends(trends: Trends) -> dict[str, Any]:
+    """What was warned of, and when; the numbers stand in norms.csv."""
+    return {
+        "epochs": len(trends.values),
+        "planned": trends.planned,
+        "thresholds": {
+            "largest": HALF / ROOM,
+            "eps_share": EPS_SHARE,
+            "dead": DEAD,
+            "mean_drift": SHIFT,
+            "variance_drift": FACTOR,
+            "span": SPAN,
+            "horizon": HORIZON,
+            "near": NEAR,
+            "last": LAST,
+        },
+        "warnings": [dataclasses.asdict(one) for one in forewarnings(trends)],
     }
 
 
