@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from bnfold.errors import DataError
 from bnfold.training.networks.batch_renorm import BatchRenorm
@@ -85,14 +86,27 @@ class Group:
                     f"the norm '{name}' ({type(module).__name__}) cannot train in {self.size} processes, as it knows "
                     "the statistics of one only; set network.norm=batch or train in one process"
                 )
-        if device.type == "cuda":
-            converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]
-            return converted
-        for parent in list(network.modules()):
-            for name, child in parent.named_children():
-                if isinstance(child, _BatchNorm):
-                    setattr(parent, name, PooledBatchNorm.of(child))
+            if _keeps_to_itself(module):
+                raise DataError(
+                    f"the norm '{name}' ({type(module).__name__}) cannot train in {self.size} processes, as what it "
+                    "does with the statistics of one only is not known; take one of torch's batch norms, or train in "
+                    "one process"
+                )
+        pool = nn.SyncBatchNorm.convert_sync_batchnorm if device.type == "cuda" else PooledBatchNorm.of
+        pooled: dict[nn.Module, nn.Module] = {}
+        # By every name: one that stands in two places stands in both of them afterwards.
+        for name, norm in list(network.named_modules(remove_duplicate=False)):
+            if isinstance(norm, _BatchNorm):
+                pooled[norm] = pooled.get(norm) or pool(norm)
+                network.set_submodule(name, pooled[norm])
         return network
+
+
+def _keeps_to_itself(module: nn.Module) -> bool:
+    """Whether a norm of the user's own has running statistics by other rules than those of torch's batch norms."""
+    if isinstance(module, _BatchNorm):
+        return type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+    return isinstance(module, _InstanceNorm) and module.track_running_stats
 
 
 ALONE = Group()

@@ -195,6 +195,54 @@ def test_a_norm_that_knows_one_process_only_is_refused(norm: str) -> None:
         Group(0, 2).synchronised(network, CPU)
 
 
+def test_a_norm_of_the_users_own_code_is_refused() -> None:
+    class Own(nn.BatchNorm2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x - x.mean((0, 2, 3), keepdim=True)
+
+    for norm in (Own(4), nn.InstanceNorm2d(4, track_running_stats=True)):
+        with pytest.raises(DataError, match=r"the norm '1' \(\w+\) cannot train in 2 processes"):
+            Group(0, 2).synchronised(nn.Sequential(nn.Conv2d(1, 4, 3), norm), CPU)
+    for norm in (nn.SyncBatchNorm(4), nn.InstanceNorm2d(4)):
+        Group(0, 2).synchronised(nn.Sequential(nn.Conv2d(1, 4, 3), norm), CPU)
+
+
+@pytest.mark.parametrize(("device", "kind"), [("cpu", PooledBatchNorm), ("cuda", nn.SyncBatchNorm)])
+def test_a_norm_in_two_places_is_one_norm_in_both(device: str, kind: type) -> None:
+    norm = nn.BatchNorm2d(4)
+    network = Group(0, 2).synchronised(nn.Sequential(norm, nn.ReLU(), norm, nn.Sequential(norm)), torch.device(device))
+    assert type(network[0]) is kind  # type: ignore[index]
+    assert network[0] is network[2] is network[3][0]  # type: ignore[index]
+
+
+OWN = """
+from torch import nn
+
+def make(shape, classes, width):
+    norm = nn.BatchNorm2d(width)  # called twice, by one set of statistics
+    return nn.Sequential(
+        nn.Conv2d(shape[0], width, 3), norm, nn.ReLU(), nn.Conv2d(width, width, 3), norm, nn.Flatten(),
+        nn.Linear(width * 16, classes),
+    )
+"""
+
+
+def test_two_processes_train_a_network_of_ones_own_as_one_would(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "pairnets.py").write_text(OWN)
+    own = tmp_path / "recipe.toml"
+    own.write_text(
+        recipe.read_text().replace('kind = "plain_cnn"\nwidths = [6, 8]', 'kind = "pairnets:make"\nwidth = 4')
+    )
+    sets = [part for each in FEW for part in ("--set", each)]
+    ran = torchrun(str(own), "--device", "cpu", "-o", str(tmp_path / "two"), *sets)
+    assert ran.returncode == 0, ran.stderr
+    alone = train(own, output=tmp_path / "one", overrides=FEW, device="cpu")
+    one, two = (load_file(folder / "weights.safetensors") for folder in (alone.path, tmp_path / "two"))
+    assert one.keys() == two.keys()
+    for name in one:
+        assert near(two[name], one[name], 1e-5), name
+
+
 @pytest.mark.parametrize(
     ("variables", "overrides", "message"),
     [
