@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator
@@ -249,3 +251,22 @@ def test_a_tensor_of_two_names_is_averaged_once() -> None:
     nn.init.ones_(network[0].weight)
     average.update(network, step=1000)
     assert torch.equal(average.network[0].weight, torch.full((2, 2), 0.5))  # type: ignore[index, union-attr]
+
+
+def test_the_example_of_the_docs_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/training.md").read_text(encoding="utf-8")
+    section = page.partition("## Networks of your own\n")[2].partition("\n## ")[0]
+    code, recipe, commands = re.findall(r"^```\w*\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("mynetworks.py").write_text(code)
+    Path("recipe.toml").write_text(recipe)
+    for command in commands.splitlines():
+        assert main(shlex.split(command)[1:]) == 0, capsys.readouterr().err
+    assert "3 norms found: 3 folded" in capsys.readouterr().out
+    (call,) = re.findall(r"`(load_checkpoint\(.*?\)\.module\(.*?\))`", section)
+    made = load_checkpoint("runs/own/1")
+    assert eval(call, {"load_checkpoint": load_checkpoint})(*made.example_inputs()).shape == (2, 10)  # noqa: S307
+    sys.modules.pop("mynetworks")
