@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bnfold.commands.options import Commands, add_command, add_recipe
+from bnfold.errors import DataError
 
 if TYPE_CHECKING:
     from bnfold.commands.console import Console
@@ -63,20 +64,26 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from bnfold.commands.console import shown
     from bnfold.training import train
     from bnfold.training.distributed import is_first_process
+    from bnfold.training.voice import is_said_elsewhere
 
     with _terminated_like_interrupted():
-        checkpoint = train(
-            options.recipe,
-            device=options.device,
-            overrides=options.overrides,
-            output=options.output,
-            resume=options.resume,
-            progress=console.progress,
-            warn=lambda sentence: console.note(f"bnfold: {sentence}"),
-            tensorboard=options.tensorboard,
-            mlflow=options.mlflow,
-            mlflow_experiment=options.mlflow_experiment,
-        )
+        try:
+            checkpoint = train(
+                options.recipe,
+                device=options.device,
+                overrides=options.overrides,
+                output=options.output,
+                resume=options.resume,
+                progress=console.progress,
+                warn=lambda sentence: console.note(f"bnfold: {sentence}"),
+                tensorboard=options.tensorboard,
+                mlflow=options.mlflow,
+                mlflow_experiment=options.mlflow_experiment,
+            )
+        except (DataError, KeyboardInterrupt) as problem:
+            if is_said_elsewhere(problem):
+                return 2 if isinstance(problem, DataError) else 130
+            raise
     if not is_first_process():
         return 0
     metrics = checkpoint.meta["metrics"]

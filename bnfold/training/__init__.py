@@ -9,7 +9,7 @@ Training
     trainer.py      recipe -> checkpoint
     loop.py         the epochs of a run; run.py: all that its next step depends on
     execution.py    device, precision, compilation; memory.py: a batch that does not fit
-    distributed.py  one training in several processes
+    distributed.py  one training in several processes; voice.py: which of them says why it ended
     optimizers.py   schedules.py  augmentation.py  ema.py
     divergence.py   a loss that is no longer finite; trends.py: the norms, epoch by epoch
     place.py        where a run is written; snapshot.py: what it goes on from

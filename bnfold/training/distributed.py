@@ -23,6 +23,10 @@ from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 from bnfold.training.recipe import Recipe
 
 
+class LeftAlone(DataError):
+    """A process cannot go on, as others do not answer. What happened to them is theirs to say."""
+
+
 @dataclass(frozen=True)
 class Group:
     """The processes of a training. Alone, every method gives back what it was given."""
@@ -74,7 +78,7 @@ class Group:
         return bytes(_all_reduced(letters).tolist()).decode()
 
     def synchronised(self, network: nn.Module, device: torch.device) -> nn.Module:
-        """The network with batch norms whose statistics are those of the whole batch; names and weights stay.
+        """The network with norms whose statistics are those of the whole batch; names and weights stay.
 
         Raises DataError for a norm that would take those of its share.
         """
@@ -82,10 +86,7 @@ class Group:
             return network
         for name, module in network.named_modules():
             if isinstance(module, BatchRenorm | HandwrittenBatchNorm):
-                raise DataError(
-                    f"the norm '{name}' ({type(module).__name__}) cannot train in {self.size} processes, as it knows "
-                    "the statistics of one only; set network.norm=batch or train in one process"
-                )
+                module.statistics = pooled_statistics
             if _keeps_to_itself(module):
                 raise DataError(
                     f"the norm '{name}' ({type(module).__name__}) cannot train in {self.size} processes, as what it "
@@ -133,7 +134,7 @@ def processes(recipe: Recipe, device: torch.device) -> Iterator[Group]:
     try:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     except (RuntimeError, ValueError) as problem:
-        raise DataError(f"process {rank} of {size} cannot join the others: {_first_line(problem)}") from None
+        raise LeftAlone(f"process {rank} of {size} cannot join the others: {_first_line(problem)}") from None
     try:
         yield Group(rank, size)
     finally:
@@ -143,6 +144,16 @@ def processes(recipe: Recipe, device: torch.device) -> Iterator[Group]:
 def is_first_process() -> bool:
     """Whether this process is the one that says what came of a training; a process alone is."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def command_words() -> list[str]:
+    """What `bnfold` is on the command line that starts as many processes as there are."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return ["bnfold"]
+    machines, processes_each = (os.environ.get(name, "1") for name in ("GROUP_WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    several = [f"--nnodes={machines}", "--rdzv-backend=c10d", "--rdzv-endpoint=HOST:PORT"]
+    where = ["--standalone"] if machines == "1" else several
+    return ["torchrun", *where, f"--nproc-per-node={processes_each}", "-m", "bnfold"]
 
 
 def _check(recipe: Recipe, size: int) -> None:
@@ -174,7 +185,7 @@ def _all_reduced(x: torch.Tensor) -> torch.Tensor:
     try:
         dist.all_reduce(summed)
     except RuntimeError as problem:
-        raise DataError(
+        raise LeftAlone(
             f"the exchange with the other processes failed: {_first_line(problem):.200}; see what the process "
             "that ended first says"
         ) from None
@@ -224,7 +235,7 @@ class PooledBatchNorm(_BatchNorm):
             return super().forward(x)
         self._check_input_dim(x)
         shape = (1, -1, *[1] * (x.ndim - 2))
-        mean, variance, count = _pooled_statistics(x.float() if x.dtype == torch.bfloat16 else x)
+        mean, variance, count = pooled_statistics(x, torch.float32 if x.dtype == torch.bfloat16 else x.dtype)
         self._keep(mean.detach(), variance.detach() * (count / (count - 1)))
         y = (x - mean.reshape(shape)) * torch.rsqrt(variance + self.eps).reshape(shape)
         if self.affine:
@@ -240,15 +251,16 @@ class PooledBatchNorm(_BatchNorm):
         self.running_var.lerp_(variance, share)
 
 
-def _pooled_statistics(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
-    """Mean and biased variance (C,) over all processes, and how many values of a channel they are of."""
+def pooled_statistics(x: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Mean and biased variance (C,) in `dtype` over all processes, and how many values of a channel they are of."""
+    x = x.to(dtype)
     axes = [axis for axis in range(x.ndim) if axis != 1]
-    here = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64)
+    here = torch.tensor([x.numel() // x.shape[1]], dtype=torch.float64, device=x.device)
     totals = _total(torch.cat([x.sum(axes).double(), here]))
-    count = float(totals[-1].detach())
-    mean = (totals[:-1] / count).to(x.dtype)
+    count = round(float(totals[-1].detach()))
+    mean = (totals[:-1] / count).to(dtype)
     squares = (x - mean.reshape(1, -1, *[1] * (x.ndim - 2))).square().sum(axes)
-    return mean, (_total(squares.double()) / count).to(x.dtype), count
+    return mean, (_total(squares.double()) / count).to(dtype), count
 
 
 def _total(x: torch.Tensor) -> torch.Tensor:

@@ -17,7 +17,7 @@ from bnfold.errors import DataError
 from bnfold.training.architecture import network_document
 from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from bnfold.training.data import Dataset, load_dataset
-from bnfold.training.distributed import ALONE, Group, processes
+from bnfold.training.distributed import ALONE, Group, command_words, processes
 from bnfold.training.divergence import Divergence
 from bnfold.training.execution import choose_device, settings
 from bnfold.training.loop import Progress, fit
@@ -75,7 +75,7 @@ def train(
         return _finished(place, wanted, tracking)
     data = load_dataset(wanted.data, wanted.folder)
     given = {"--tensorboard": board, "--mlflow": mlflow, "--mlflow-experiment": mlflow_experiment}
-    command = ["bnfold", "train", str(recipe), *(f"--set={each}" for each in overrides)]
+    command = [*command_words(), "train", str(recipe), *(f"--set={each}" for each in overrides)]
     command += [f"{name}={value}" for name, value in given.items() if value is not None]
     with processes(wanted, target) as group:
         place = place or _claimed(wanted.name, output, group, target)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from bnfold.training.distributed import ALONE, Group, PooledBatchNorm, processes
 from bnfold.training.loop import batch_slices
 from bnfold.training.memory import does_not_fit
 from bnfold.training.networks import build_network
+from bnfold.training.networks.batch_renorm import BatchRenorm
+from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 
 CPU = torch.device("cpu")
 MEANT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
@@ -36,14 +39,21 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
-from bnfold.training.distributed import PooledBatchNorm
+from bnfold.training.distributed import Group
+from bnfold.training.networks.batch_renorm import BatchRenorm
+from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
 dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
 given, made = load_file(f"{folder}/given.safetensors"), {}
-for name, kind in (("flat", nn.BatchNorm1d), ("picture", nn.BatchNorm2d), ("far", nn.BatchNorm1d)):
+kinds = {"flat": nn.BatchNorm1d, "picture": nn.BatchNorm2d, "far": nn.BatchNorm1d, "handwritten": HandwrittenBatchNorm,
+         "renorm": BatchRenorm}
+for name, kind in kinds.items():
     x = given[f"{name}/x"].split([5, 2])[rank].clone().requires_grad_()
-    norm = PooledBatchNorm.of(kind(3))
+    (norm,) = Group(rank, 2).synchronised(nn.Sequential(kind(3)), torch.device("cpu"))
+    norm.running_mean.fill_(0.2)
+    norm.running_var.fill_(2.0)
+    norm.num_batches_tracked.fill_(500)
     y = norm(x)
     (y * given[f"{name}/g"].split([5, 2])[rank]).sum().backward()
     made |= {f"{name}/y": y.detach(), f"{name}/x": x.grad, f"{name}/gamma": norm.weight.grad,
@@ -63,6 +73,8 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     x = {"flat": torch.randn(7, 3), "picture": torch.randn(7, 3, 4, 5) * 3 + 1, "far": torch.randn(7, 3) * 0.01 + 100}
+    x |= {"handwritten": torch.randn(7, 3, 4) + 2, "renorm": torch.randn(7, 3, 4, 5) * 3 + 1}
+    kinds = {"handwritten": HandwrittenBatchNorm, "renorm": BatchRenorm}
     given = {f"{name}/x": each for name, each in x.items()}
     given |= {f"{name}/g": torch.randn_like(each) for name, each in x.items()}
     save_file(given, tmp_path / "given.safetensors")
@@ -71,7 +83,10 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
     assert [each.wait(60) for each in running] == [0, 0]
     first, second = (load_file(tmp_path / f"made-{rank}.safetensors") for rank in (0, 1))
     for name, whole in x.items():
-        norm = (nn.BatchNorm2d if whole.ndim == 4 else nn.BatchNorm1d)(3).double()
+        norm = kinds.get(name, nn.BatchNorm2d if whole.ndim == 4 else nn.BatchNorm1d)(3).double()
+        norm.running_mean.fill_(0.2)
+        norm.running_var.fill_(2.0)
+        norm.num_batches_tracked.fill_(500)
         wanted = whole.double().requires_grad_()
         y = norm(wanted)
         (y * given[f"{name}/g"]).sum().backward()
@@ -88,9 +103,13 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
                 assert near(made[f"{name}/{key}"], expected, 1e-6)
 
 
-def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+def torchrun_command(*arguments: str) -> list[str]:
     meeting = ["--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1", "--nproc-per-node=2"]
-    command = [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "bnfold", "train", *arguments]
+    return [sys.executable, "-m", "torch.distributed.run", *meeting, "-m", "bnfold", "train", *arguments]
+
+
+def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = torchrun_command(*arguments)
     return subprocess.run(command, env=os.environ | MEANT, capture_output=True, text=True, timeout=120)
 
 
@@ -113,6 +132,29 @@ def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) ->
     assert {type(each) for each in network.modules() if "Norm" in type(each).__name__} == {nn.BatchNorm2d}
     folded = bnfold.fold(network, made.example_inputs())
     assert not [each for each in folded.model.modules() if isinstance(each, nn.BatchNorm2d)]
+
+
+def test_under_torchrun_what_all_would_say_is_said_once(recipe: Path, tmp_path: Path) -> None:
+    hot = [word for each in ("learning_rate=1e6", "weight_decay=1e6") for word in ("--set", f"optimizer.{each}")]
+    ran = torchrun(str(recipe), "--device", "cpu", "-o", str(tmp_path / "run"), *hot)
+    assert ran.returncode != 0
+    assert ran.stderr.count("expected a finite one") == 1, ran.stderr
+    assert "the exchange with the other processes failed" not in ran.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_torchrun_says_once_how_it_goes_on(recipe: Path, tmp_path: Path) -> None:
+    long = ["--device", "cpu", "--set", "train.epochs=100000", "-o", str(tmp_path / "run")]
+    process = subprocess.Popen(
+        torchrun_command(str(recipe), *long), env=os.environ | MEANT, stderr=subprocess.PIPE, text=True
+    )
+    while not (tmp_path / "run.partial" / "snapshot.safetensors").exists() and process.poll() is None:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate(timeout=60)[1]
+    assert said.count("bnfold: ") == 1, said
+    assert "`torchrun --standalone --nproc-per-node=2 -m bnfold train " in said
+    assert f"--resume {tmp_path / 'run'}` goes on from it" in said
 
 
 def started(*arguments: str) -> list[subprocess.Popen[str]]:
@@ -186,13 +228,6 @@ def test_a_norm_is_replaced_with_the_same_parameters() -> None:
     plain = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4, 4]})
     plain.load_state_dict(network.state_dict())
     np.testing.assert_array_equal(group.eval()(x).detach(), plain.eval()(x).detach())
-
-
-@pytest.mark.parametrize("norm", ["batch_renorm", "handwritten"])
-def test_a_norm_that_knows_one_process_only_is_refused(norm: str) -> None:
-    network = build_network("plain_cnn", (1, 8, 8), 10, {"widths": [4], "norm": norm})
-    with pytest.raises(DataError, match=r"cannot train in 2 processes.*network\.norm=batch"):
-        Group(0, 2).synchronised(network, CPU)
 
 
 def test_a_norm_of_the_users_own_code_is_refused() -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnfold.training.networks.handwritten import batch_statistics
+from bnfold.training.networks.handwritten import Statistics, batch_statistics
 
 # The limits that the paper ends with. It trains on plain batch norm first and takes tens of thousands of steps to
 # relax; ours relax from the first step on, over a count that suits small data sets.
@@ -46,6 +46,7 @@ class BatchRenorm(nn.Module):
         self.r_max = r_max
         self.d_max = d_max
         self.warm_up = warm_up
+        self.statistics: Statistics = batch_statistics
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -57,7 +58,7 @@ class BatchRenorm(nn.Module):
         if not self.training:
             return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps)
         shape = (1, -1, *[1] * (x.ndim - 2))
-        mean, variance, count = batch_statistics(x, self.running_mean.dtype)
+        mean, variance, count = self.statistics(x, self.running_mean.dtype)
         r, d = self._correction(mean.detach(), variance.detach())
         self._keep(mean.detach(), variance.detach(), count)
         scale = self.weight * r / torch.sqrt(variance + self.eps)

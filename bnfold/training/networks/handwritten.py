@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import nn
 
 Convention = Literal["torch", "keras"]
+# Mean and biased variance (C,) of a batch in a dtype, and how many values of a channel they are of.
+Statistics = Callable[[torch.Tensor, torch.dtype], tuple[torch.Tensor, torch.Tensor, int]]
 
 
 class HandwrittenBatchNorm(nn.Module):
@@ -32,6 +35,7 @@ class HandwrittenBatchNorm(nn.Module):
         self.eps = eps
         self.momentum = momentum
         self.convention = convention
+        self.statistics: Statistics = batch_statistics
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
         self.register_buffer("running_mean", torch.zeros(channels))
@@ -49,7 +53,7 @@ class HandwrittenBatchNorm(nn.Module):
 
     def _of_the_batch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and biased variance (C,) of a batch, which enter the running averages on the way."""
-        mean, variance, count = batch_statistics(x, self.running_mean.dtype)
+        mean, variance, count = self.statistics(x, self.running_mean.dtype)
         share = self.momentum if self.convention == "torch" else 1 - self.momentum
         with torch.no_grad():
             self.running_mean.copy_((1 - share) * self.running_mean + share * mean)
