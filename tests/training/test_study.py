@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.axes import Axes
 
 from bnfold.cli import main
 from bnfold.errors import DataError
@@ -15,6 +17,7 @@ from bnfold.training.recipe import load_recipe
 from bnfold.training.study import run_study
 from bnfold.training.study.experiments import plan
 from bnfold.training.study.findings import FAILS, HOLDS, OPEN, find, interval
+from bnfold.training.study.plots import sweep
 from bnfold.training.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -160,6 +163,21 @@ def test_what_cannot_be_trained_is_a_finding_and_no_zero_in_plot_and_table(tmp_p
     assert page.count("<td class=num>") == 18
     assert "cannot be trained</text>" in page, "in the legend of the plot"
     assert "Trainings that did not come to their end: 1 of 18. batch at 1: train.batch_size is 1, and the norm" in page
+
+
+def test_a_line_of_the_plot_is_broken_where_nothing_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def errorbar(_: Axes, places: list[float], means: list[float], **__: object) -> None:
+        drawn.append((places, means))
+
+    monkeypatch.setattr(Axes, "errorbar", errorbar)
+    runs = made("batches", {("batch", 1.0): [[], []], ("batch", 2.0): [[0.5], []]})
+    sweep([dataclasses.asdict(run) for run in runs], "batch size")
+    ((places, means),) = drawn
+    assert places == [1.0, 2.0]
+    assert math.isnan(means[0])
+    assert means[1] == 0.25, "one that fails counts as 0 beside one that does not"
 
 
 def test_processes_side_by_side_find_the_same(tmp_path: Path) -> None:
