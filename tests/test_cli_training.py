@@ -53,6 +53,7 @@ def test_checkpoint_has_all_its_files(checkpoint):
         "checkpoint.json",
         "held_out.safetensors",
         "history.csv",
+        "norms.csv",
         "curves.png",
         "readiness.html",
         "readiness.json",

@@ -53,6 +53,7 @@ tr.fails > td { background: var(--no-bg); } tr.cannot-tell > td { background: va
 tr.fails > td:first-child { border-left: 4px solid var(--no); padding-left: .6rem; }
 tr.cannot-tell > td:first-child { border-left: 4px solid var(--un); padding-left: .6rem; }
 td.num + td:not(.num), th.num + th:not(.num) { padding-left: 1rem; } .norms td:first-child { width: 32%; }
+.trends td:first-child { width: 18%; }
 .tiers td:first-child { white-space: nowrap; font-weight: 600; overflow-wrap: normal; }
 .quiet { color: var(--dim); } .name { font-weight: 600; display: inline-block; min-width: 9.5rem; }
 .kind { white-space: nowrap; }

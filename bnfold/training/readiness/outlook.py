@@ -40,6 +40,7 @@ TROUBLES: Mapping[Trouble, str] = {
     f"deviations or a factor of {FACTOR:g} an epoch.",
 }
 
+_STILL = "look for an input that never changes or a ReLU that never fires"
 _REACHES: Mapping[str, str] = {
     "max_scale": "max|a|",
     "max_shift": "max|b|",
@@ -121,7 +122,7 @@ def _vanishes(look: _Look) -> str:
     coming = _coming(shares, EPS_SHARE, look.left)
     if coming is None:
         return ""
-    remedy = "look for an input that never changes, or lower the learning rate or the weight decay"
+    remedy = f"{_STILL}, or lower the learning rate or the weight decay"
     now = f"its smallest variance is {variance:.3g}, and eps makes {shares[-1]:.0%} of what it divides by"
     if not coming.epochs:
         return f"{now}; {remedy}"
@@ -144,7 +145,7 @@ def _dead(look: _Look) -> str:
     return (
         f"the output of a channel has a standard deviation of {look.numbers['smallest_spread'][-1]:.2g}, "
         f"{coming.pace:.2g}x less an epoch; at this pace it is dead in epoch {look.epoch + coming.epochs}; "
-        "look for an input that never changes, or take a narrower layer"
+        f"{_STILL}, or take a narrower layer"
     )
 
 

@@ -35,7 +35,7 @@ def trend_sections(trends: Trends, warned: Sequence[Forewarning]) -> Iterator[st
         return
     yield '<section id="trends"><h2>While it trained</h2>'
     yield from _warnings(warned)
-    yield table(("norm", *_COLUMNS), _rows(trends, warned), "norms")
+    yield table(("norm", *_COLUMNS), _rows(trends, warned), "trends")
     yield (
         f'<p class="note">Epochs 1 to {epochs:,}, by parameters and buffers alone, logarithmic, '
         "all norms of a column on one scale; below it the first value and the last. A dot is a warning, a line across "
