@@ -16,6 +16,7 @@ from bnfold.training.distributed import ALONE, Group
 from bnfold.training.divergence import Divergence, Watch, first_layer_not_finite
 from bnfold.training.execution import Forward, autocast, forward_of
 from bnfold.training.memory import does_not_fit
+from bnfold.training.networks.factory import run_by
 from bnfold.training.run import Epoch as Epoch
 from bnfold.training.run import Run
 from bnfold.training.schedules import SCHEDULES
@@ -74,7 +75,8 @@ def fit(run: Run, data: Dataset, progress: Progress, snapshot: Callable[[], None
             raise does_not_fit(
                 wanted.batch_size, run.device, lambda size: _attempt(run, training, size), smallest, run.group
             )
-        held_out_loss, held_out_accuracy = evaluate(run.judged, held_out, run.group)
+        with run_by(run.recipe.network.kind):
+            held_out_loss, held_out_accuracy = evaluate(run.judged, held_out, run.group)
         epoch = len(run.history) + 1
         if not math.isfinite(held_out_loss):
             # The last step of an epoch can break the network while its own loss is still finite.
@@ -106,7 +108,8 @@ def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, flo
         images = group.share(augment(images, run.recipe.augmentation, run.generator))
         classes = group.share(classes)
         with autocast(wanted, run.device):
-            logits = forward(images)
+            with run_by(run.recipe.network.kind):
+                logits = forward(images)
             loss = F.cross_entropy(logits, classes, label_smoothing=wanted.label_smoothing)
             loss = group.part_of_mean(loss, len(classes), count)
         whole_loss = group.total(loss.detach())

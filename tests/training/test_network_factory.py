@@ -73,6 +73,24 @@ def grows(shape, classes):
     ONCE.count = getattr(ONCE, "count", 3) + 1
     return Net(shape, classes, ONCE.count)
 
+def sized(shape, classes): return with_forward(lambda self, x: Net.forward(self, x)[:2])(shape, classes)
+
+class Expanded(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.register_buffer("zeros", torch.zeros(1).expand(5))
+
+class Late(Net):  # it breaks in its fourth batch, or on the held-out samples
+    def __init__(self, shape, classes, in_eval):
+        super().__init__(shape, classes)
+        self.calls, self.in_eval = 0, in_eval
+
+    def forward(self, x):
+        self.calls += len(x) > 3 and self.training
+        if self.calls > 3 and self.training != self.in_eval:
+            raise ValueError("late trouble")
+        return super().forward(x)
+
 class Uncopied(Net):
     def __deepcopy__(self, memo):
         raise TypeError("a lock")
@@ -171,6 +189,8 @@ def test_arguments_arrive_as_the_recipe_has_them(folder: Path) -> None:
         ("numpys", {}, "has another 'head.bias' at each call of the factory under one seed"),
         ("grows", {}, "has another 'layer.weight' at each call"),
         ("Uncopied", {}, "cannot be copied: TypeError: a lock"),
+        ("sized", {}, "gives torch.float32 of [2, 3] for a batch of 3, expected floats of [3, 3]"),
+        ("Expanded", {}, "has 'zeros' with all its values in one place of memory; clone()"),
         ("Extra", {}, "has an object of type dict as '_extra_state' in its state, expected tensors"),
     ],
 )
@@ -187,6 +207,16 @@ def test_a_network_that_cannot_be_trained_is_one_sentence(
 def test_what_cannot_be_trained_leaves_nothing_behind(folder: Path) -> None:
     with pytest.raises(DataError, match="unexpected keyword argument 'depth'"):
         train(folder / "recipe.toml", output=folder / "run", overrides=["network.depth=2"])
+    assert not list(folder.glob("run*"))
+
+
+@pytest.mark.parametrize("in_eval", ["false", "true"])
+def test_code_that_fails_later_on_is_one_sentence(folder: Path, in_eval: str) -> None:
+    sets = [f'network={{kind="ownnetworks:Late", in_eval={in_eval}}}']
+    with pytest.raises(DataError) as raised:
+        train(folder / "recipe.toml", output=folder / "run", overrides=sets)
+    said = "the network ownnetworks:Late fails in the middle of the training: ValueError: late trouble; see that"
+    assert str(raised.value).startswith(said)
     assert not list(folder.glob("run*"))
 
 

@@ -5,9 +5,10 @@ What it gives is tried before it is trained: code from elsewhere keeps no rule t
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnfold.errors import DataError
-from bnfold.factories import call, find, said
+from bnfold.errors import BnfoldError, DataError
+from bnfold.factories import call, find, is_spec, said
 from bnfold.training.fields import Faults
 
 _MOST_ITEMS = 1024
@@ -45,8 +46,8 @@ def make_network(
 ) -> nn.Module:
     """The network of a factory. shape: of one input, without the batch; places: as for `bnfold.factories.make`.
 
-    Raises DataError for code that fails, and for anything but a module that gives (2, classes) finite floats for a
-    batch of 2 in eval and lets itself be copied and saved.
+    Raises DataError for code that fails, and for anything but a module that gives (N, classes) finite floats for N
+    inputs in eval and lets itself be copied and saved.
     """
     what = f"the network {spec}"
     with torch.random.fork_rng(devices=[]):  # what a module draws when it is imported is not drawn again
@@ -54,17 +55,15 @@ def make_network(
     made = call(factory, what, (tuple(shape), classes), copy.deepcopy(dict(arguments)))
     if not isinstance(made, nn.Module):
         raise DataError(f"{what} is an object of type {type(made).__name__}, expected a torch.nn.Module; return one")
-    images = torch.rand(2, *shape)
-    with torch.no_grad():
-        logits = _ran(f"{what} fails on inputs of {list(images.shape)} in eval", lambda: made.eval()(images))
-    _check_logits(what, logits, classes)
-    _ran(f"{what} cannot be copied", lambda: copy.deepcopy(made))
-    for name, tensor in _ran(f"{what} has no state to save", made.train().state_dict).items():
-        if not isinstance(tensor, torch.Tensor):
-            raise DataError(
-                f"{what} has an object of type {type(tensor).__name__} as '{name}' in its state, expected tensors "
-                "alone; keep it elsewhere"
-            )
+    _ran(f"{what} has no eval mode", made.eval)
+    for count in (2, 3):
+        images = torch.rand(count, *shape)
+        with torch.no_grad():
+            logits = _ran(f"{what} fails on inputs of {list(images.shape)} in eval", made, images)
+        _check_logits(what, logits, count, classes)
+    _ran(f"{what} cannot be copied", lambda: copy.deepcopy(made).requires_grad_(False))
+    _ran(f"{what} has no training mode", made.train)
+    _check_state(what, _ran(f"{what} has no state to save", made.state_dict))
     return made
 
 
@@ -98,18 +97,29 @@ def without_storage(
     return None if any(nn.parameter.is_lazy(tensor) for tensor in state.values()) else state
 
 
-def _check_logits(what: str, logits: object, classes: int) -> None:
+def _check_logits(what: str, logits: object, count: int, classes: int) -> None:
     if not isinstance(logits, torch.Tensor):
         raise DataError(
             f"{what} gives an object of type {type(logits).__name__}, expected one tensor; return the logits"
         )
-    if logits.shape != (2, classes) or not logits.is_floating_point():
+    if logits.shape != (count, classes) or not logits.is_floating_point():
         raise DataError(
-            f"{what} gives {logits.dtype} of {list(logits.shape)} for a batch of 2, expected floats of {[2, classes]}; "
-            "return a logit for each class"
+            f"{what} gives {logits.dtype} of {list(logits.shape)} for a batch of {count}, expected floats of "
+            f"{[count, classes]}; return a logit for each class"
         )
     if not logits.isfinite().all():
         raise DataError(f"{what} gives NaN or infinite logits before any training; mend its initial weights")
+
+
+def _check_state(what: str, state: Mapping[str, object]) -> None:
+    for name, tensor in state.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise DataError(
+                f"{what} has an object of type {type(tensor).__name__} as '{name}' in its state, expected tensors "
+                "alone; keep it elsewhere"
+            )
+        if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+            raise DataError(f"{what} has '{name}' with all its values in one place of memory; clone() what is expanded")
 
 
 def _check_anew(what: str, made: nn.Module, other: nn.Module) -> None:
@@ -134,15 +144,33 @@ def _check_learns(what: str, network: nn.Module, images: torch.Tensor, classes: 
         raise DataError(
             f"{what} has no parameter that learns; expected one with requires_grad; there is nothing to train"
         )
-    logits = _ran(f"{what} fails on inputs of {list(images.shape)} in training", lambda: network(images))
-    _check_logits(f"{what}, in training,", logits, classes)
+    logits = _ran(f"{what} fails on inputs of {list(images.shape)} in training", network, images)
+    _check_logits(f"{what}, in training,", logits, 2, classes)
     loss = F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64))
     _ran(f"{what} has no gradient", loss.backward)
 
 
-def _ran(failure: str, run: Callable[[], Any]) -> Any:
+@contextlib.contextmanager
+def run_by(kind: str) -> Iterator[None]:
+    """Where a network is called in a training: what the user's code raises there is said to be its own. kind: as the
+    recipe has it.
+    """
+    try:
+        yield
+    except (BnfoldError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:
+        if not is_spec(kind):
+            raise
+        raise DataError(
+            f"the network {kind} fails in the middle of the training: {said(problem)}; see that it takes every "
+            "batch of the data"
+        ) from problem
+
+
+def _ran(failure: str, run: Callable[..., Any], *values: Any) -> Any:
     """What the user's code gives. Raises DataError for whatever it raises."""
     try:
-        return run()
+        return run(*values)
     except Exception as problem:
         raise DataError(f"{failure}: {said(problem)}") from problem
