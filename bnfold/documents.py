@@ -11,12 +11,17 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 from bnfold.errors import BundleError
 
 MAX_BYTES = 2**26  # 64 MiB; a manifest of ten thousand tensors has about 2
 MAX_DEPTH = 32
+
+
+def is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    """True for a list or a tuple, of a document or of a record."""
+    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def parse_object(data: bytes, what: str) -> dict[str, Any]:

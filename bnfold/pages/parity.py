@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import bnfold
+from bnfold.documents import is_list
 from bnfold.pages.parity_decisions import TOLD, margins
 from bnfold.pages.parity_proof import again, bundle, environment, norms, others
 from bnfold.pages.parity_sections import rows_of
@@ -19,7 +20,7 @@ from bnfold.pages.parity_values import chip, facts, figure, shown, table
 from bnfold.pages.parity_words import ABOUT, SIGNS, UNKNOWN, words
 from bnfold.pages.text import escaped
 from bnfold.parity.report import PROOF
-from bnfold.parity.rows import Judged, is_list, judged, number_in, text_in, texts_in
+from bnfold.parity.rows import Judged, judged, number_in, text_in, texts_in
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 _MOST_FINDINGS = 6  # of a tier, above the tables; the rest stand with the tier

@@ -6,11 +6,12 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from bnfold.documents import is_list
 from bnfold.pages.parity_rows import MOST_ROWS
 from bnfold.pages.parity_values import facts, figure, shown, table
 from bnfold.pages.parity_words import words
 from bnfold.pages.text import escaped
-from bnfold.parity.rows import is_list, number_in, text_in
+from bnfold.parity.rows import number_in, text_in
 
 _NUMBERS = ("max_scale", "eps_share", "amplification")
 

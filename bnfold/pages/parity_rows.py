@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
+from bnfold.documents import is_list
 from bnfold.pages.parity_values import columns, facts, shown, table
 from bnfold.pages.parity_words import words
 from bnfold.pages.text import escaped, shortened
-from bnfold.parity.rows import Judged, State, is_list, number_in, text_in, texts_in
+from bnfold.parity.rows import Judged, State, number_in, text_in, texts_in
 
 Rows: TypeAlias = Sequence[Judged]
 

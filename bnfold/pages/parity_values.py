@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from bnfold.documents import is_list
 from bnfold.pages.parity_words import MEASURED, SHARES, SIGNS, words
 from bnfold.pages.text import escaped
-from bnfold.parity.rows import is_list
 
 _DEEP = 4  # objects in objects that are opened; what lies deeper is named by its size
 _SHORT = 16  # characters of a value that is not broken

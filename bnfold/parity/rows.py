@@ -10,9 +10,10 @@ import dataclasses
 import math
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypeAlias, TypeGuard
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
 
+from bnfold.documents import is_list
 from bnfold.parity.triangle import Corner
 
 Row: TypeAlias = Mapping[str, Any]
@@ -50,11 +51,6 @@ def judged(rows: object) -> tuple[Judged, ...]:
         name = f"{name} #{seen[name]}" if seen[name] > 1 else name
         named.append(dataclasses.replace(one, name=name))
     return tuple(named)
-
-
-def is_list(value: object) -> TypeGuard[Sequence[Any]]:
-    """True for a list or a tuple, of a document or of a record."""
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
 
 
 def number_in(row: Row, key: str) -> float | None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -267,3 +269,10 @@ def test_every_word_and_threshold_is_documented() -> None:
 
 def test_nothing_is_said_of_what_is_not_known() -> None:
     assert judge(NormReadiness("norm", "BatchNorm2d", 4, "folded", "")) == ()
+
+
+def test_the_page_of_a_training_does_not_wait_for_the_parity_suite_and_onnx_to_load() -> None:
+    code = "import sys, bnfold.training.readiness; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "bnfold.training.readiness.page" in loaded
+    assert not {"bnfold.parity", "onnx_ir", "onnxruntime"} & set(loaded)
