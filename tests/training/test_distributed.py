@@ -127,6 +127,12 @@ def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) ->
     rows = [list(csv.reader((each.path / "history.csv").read_text().splitlines())) for each in (alone, made)]
     for mine, theirs in zip(*(table[1:] for table in rows), strict=True):
         assert [float(x) for x in mine[:-1]] == pytest.approx([float(x) for x in theirs[:-1]], rel=1e-4)
+    norms = [list(csv.DictReader((each.path / "norms.csv").read_text().splitlines())) for each in (alone, made)]
+    for mine, theirs in zip(*norms, strict=True):
+        assert mine.pop("norm") == theirs.pop("norm")
+        assert {key: float(x) for key, x in mine.items()} == pytest.approx(
+            {key: float(x) for key, x in theirs.items()}, rel=1e-3
+        )
     assert not list(tmp_path.glob("*.partial"))
     network = made.module()
     assert {type(each) for each in network.modules() if "Norm" in type(each).__name__} == {nn.BatchNorm2d}

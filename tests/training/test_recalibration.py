@@ -52,7 +52,7 @@ def test_only_the_statistics_change(checkpoint: Checkpoint, data: Path, tmp_path
     changed = {name for name in old if not torch.equal(old[name], new[name])}
     assert changed == {f"{name}.{part}" for name in norms_of(made.module()) for part in ("running_mean", "running_var")}
     assert {item.name for item in made.path.iterdir()} == {item.name for item in checkpoint.path.iterdir()}
-    for name in ("held_out.safetensors", "history.csv", "curves.png"):
+    for name in ("held_out.safetensors", "history.csv", "norms.csv", "curves.png"):
         assert (made.path / name).read_bytes() == (checkpoint.path / name).read_bytes()
     metrics = made.meta["metrics"]
     assert metrics["recalibrated_on"] == "dimmed.npz"
@@ -67,6 +67,15 @@ def test_the_readiness_of_the_new_checkpoint_is_measured_again(
     made = recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new").checkpoint
     rows = json.loads((made.path / "readiness.json").read_text())["norms"]
     assert {row["verdict"] for row in rows} == {"drifts"}  # its held-out samples are of the old domain
+
+
+def test_the_page_of_the_new_checkpoint_has_no_trends_as_they_end_with_other_statistics(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    made = recalibrate_checkpoint(checkpoint.path, data, tmp_path / "new").checkpoint
+    for each, has in ((checkpoint, True), (made, False)):
+        assert (json.loads((each.path / "readiness.json").read_text())["trends"] is not None) == has
+        assert ('id="trends"' in (each.path / "readiness.html").read_text()) == has
 
 
 def test_a_folder_of_pictures_will_do(checkpoint: Checkpoint, tmp_path: Path) -> None:

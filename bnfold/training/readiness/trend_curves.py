@@ -14,7 +14,7 @@ from bnfold.training.readiness.outlook import NEAR, TROUBLES, Forewarning, Troub
 from bnfold.training.readiness.verdicts import FACTOR, HALF, ROOM, SHIFT
 from bnfold.training.trends import EPS, Trends
 
-_MOST_POINTS = 200  # of a curve, which is some 100 pixels wide
+_MOST_POINTS = 100  # of a curve, which is some 100 pixels wide
 _MOST_WARNINGS = 40
 _HIGH = 34  # pixels
 # A column's numbers, of which the largest is drawn; the line, where the curves come near; whose warnings are marked.
@@ -93,7 +93,7 @@ def _curve(values: Array, axis: Axis, warned: Sequence[int], says: str) -> str:
     last = max(len(values) - 1, 1)
     shown = np.unique(np.linspace(0, len(values) - 1, min(len(values), _MOST_POINTS)).astype(np.int64))
     places = [(100 * at / last, 100 - axis.at(float(values[at]))) for at in shown]
-    points = " ".join(f"{x:.4g},{y:.4g}" for x, y in places)
+    points = " ".join(f"{x:.3g},{y:.3g}" for x, y in places)
     parts = [
         f'<svg width="100%" height="{_HIGH}" viewBox="0 0 100 100" preserveAspectRatio="none"><polyline class="w" '
         f'fill="none" vector-effect="non-scaling-stroke" points="{points}"/></svg>'
