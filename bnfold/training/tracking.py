@@ -52,14 +52,20 @@ _SETTINGS = {
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where a run is logged. experiment: its name there; None: the name of the recipe."""
+    """Where a run is logged. experiment: its name there; None: the name of the recipe. warn: told what fails midway."""
 
     uri: str
-    experiment: str | None = None
+    experiment: str | None
+    warn: Callable[[str], None]
 
 
-def check_tracking(uri: str | None, experiment: str | None) -> Tracking | None:
-    """What --mlflow and --mlflow-experiment ask for. Raises DataError where that cannot be, before any work is done."""
+def check_tracking(
+    uri: str | None, experiment: str | None, warn: Callable[[str], None] | None = None
+) -> Tracking | None:
+    """What --mlflow and --mlflow-experiment ask for. warn: the log by default.
+
+    Raises DataError where that cannot be, before any work is done.
+    """
     if uri is None:
         if experiment is not None:
             raise DataError("an MLflow experiment was named, but no tracking server; add --mlflow URI")
@@ -81,7 +87,7 @@ def check_tracking(uri: str | None, experiment: str | None) -> Tracking | None:
         raise DataError(
             "--mlflow needs the package mlflow-skinny, which is not installed; pip install 'bnfold[mlflow]'"
         ) from None
-    return Tracking(uri, experiment)
+    return Tracking(uri, experiment, warn or log.warning)
 
 
 def _is_known(uri: str) -> bool:
@@ -102,7 +108,7 @@ class Tracker:
     """
 
     client: MlflowClient
-    uri: str
+    tracking: Tracking
     run_id: str
     logged: set[int]
     waiting: list[Epoch] = field(default_factory=list)
@@ -128,7 +134,7 @@ class Tracker:
         self._attempt("its end", lambda: self.client.set_terminated(self.run_id, status))
         if self._missing:
             missing = " and ".join(sorted(self._missing))
-            log.warning("the MLflow run %s at %s lacks %s", self.run_id, self.uri, missing)
+            self.tracking.warn(f"the MLflow run {self.run_id} at {self.tracking.uri} lacks {missing}")
 
     def _send(self) -> None:
         from mlflow.entities import Metric
@@ -152,11 +158,9 @@ class Tracker:
             pause = _PAUSE_AFTER_FAILURE
             if not self._warned:
                 self._warned = True
-                log.warning(
-                    "MLflow at %s did not take %s: %s; the training goes on, and tries again",
-                    self.uri,
-                    what,
-                    _said(problem),
+                self.tracking.warn(
+                    f"MLflow at {self.tracking.uri} did not take {what}: {_said(problem)}; the training goes on, and "
+                    "tries again"
                 )
         self._not_before = time.monotonic() + pause
 
@@ -212,7 +216,7 @@ def _opened(tracking: Tracking, note: Path, created: Callable[[MlflowClient], st
         raise DataError(
             f"{where} at {tracking.uri}: {_said(problem)}; give the URI of a server that answers{remedy}"
         ) from None
-    return Tracker(client, tracking.uri, run_id, done)
+    return Tracker(client, tracking, run_id, done)
 
 
 def _created(client: MlflowClient, tracking: Tracking, run: Run, place: Place) -> str:

@@ -17,7 +17,7 @@ from bnfold.errors import DataError
 from bnfold.training.architecture import network_document
 from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
 from bnfold.training.data import Dataset, load_dataset
-from bnfold.training.distributed import ALONE, Group, command_words, processes
+from bnfold.training.distributed import ALONE, Group, command_words, is_first_process, processes
 from bnfold.training.divergence import Divergence
 from bnfold.training.execution import choose_device, settings
 from bnfold.training.loop import Progress, fit
@@ -54,7 +54,8 @@ def train(
     in place of output; with the same recipe and overrides it goes on after the last epoch that was done. progress:
     called with one line an epoch. tensorboard: a folder for an event file with the history. mlflow: the URI of a
     tracking server for recipe, history and checkpoint, in an experiment of the recipe's name unless one is named. warn:
-    called with a sentence when a norm is on its way to trouble, once for each norm and trouble.
+    called with a sentence when a norm is on its way to trouble, once for each norm and trouble, and when the tracking
+    server fails midway, which otherwise is logged.
 
     The same recipe, seed and machine give the same weights bit for bit on the CPU, stopped and resumed or not. Raises
     DataError for a recipe that cannot be followed, a device that is not there, a loss that is not finite, a batch that
@@ -67,14 +68,15 @@ def train(
     board = None if tensorboard is None else Path(tensorboard)
     if board is not None:
         check_tensorboard()
-    tracking = check_tracking(mlflow, mlflow_experiment)
+    tracking = check_tracking(mlflow, mlflow_experiment, warn)
     if output is not None and resume is not None:
         raise DataError("a new folder and one to resume were both given; expected one of them, --output or --resume")
     place = reopen(Path(resume)) if resume is not None else None
     if place is not None and place.folder.is_dir():
         return _finished(place, wanted, tracking)
     data = load_dataset(wanted.data, wanted.folder)
-    given = {"--tensorboard": board, "--mlflow": mlflow, "--mlflow-experiment": mlflow_experiment}
+    given = {"--device": None if device == "auto" else device, "--tensorboard": board}
+    given |= {"--mlflow": mlflow, "--mlflow-experiment": mlflow_experiment}
     command = [*command_words(), "train", str(recipe), *(f"--set={each}" for each in overrides)]
     command += [f"{name}={value}" for name, value in given.items() if value is not None]
     with processes(wanted, target) as group:
@@ -239,8 +241,9 @@ def _finished(place: Place, recipe: Recipe, tracking: Tracking | None) -> Checkp
     """The run was stopped after its checkpoint was there, or not at all."""
     made = load_checkpoint(place.folder)
     check_same(place.folder, recipe_document(recipe), made.meta["recipe"])
-    conclude(tracking, place, made.path)
-    place.release()
+    if is_first_process():
+        conclude(tracking, place, made.path)
+        place.release()
     return made
 
 

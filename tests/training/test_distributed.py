@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from logged_runs import only_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -115,8 +116,11 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) -> None:
     sets = [part for each in FEW for part in ("--set", each)]
-    ran = torchrun(str(recipe), "--device", "cpu", "-o", str(tmp_path / "two"), *sets)
+    store = (tmp_path / "store").as_uri()
+    ran = torchrun(str(recipe), "--device", "cpu", "-o", str(tmp_path / "two"), "--mlflow", store, *sets)
     assert ran.returncode == 0, ran.stderr
+    logged = only_run(store)
+    assert (logged.info.status, logged.data.tags["processes"]) == ("FINISHED", "2")
     assert ran.stdout.count("held_out_accuracy") == 1, "one of them says what came of it"
     alone = train(recipe, output=tmp_path / "one", overrides=FEW, device="cpu")
     made = load_checkpoint(tmp_path / "two")
