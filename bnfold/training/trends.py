@@ -85,8 +85,9 @@ def channels_of(network: nn.Module) -> Channels | None:
     norms = list(_followed(network).values())
     if not norms:
         return None
+    device = norms[0].running_mean.device  # what is no buffer may have stayed elsewhere
     rows = [
-        torch.cat([_values(norm, name, default).double() for norm in norms])
+        torch.cat([_values(norm, name, default).to(device, torch.float64) for norm in norms])
         for name, default in (("running_mean", 0.0), ("running_var", 1.0), ("weight", 1.0), ("bias", 0.0))
     ]
     mean, variance, gamma, beta = torch.stack(rows).cpu().numpy()

@@ -206,6 +206,8 @@ def edit(path: Path, change: Callable[[dict[str, torch.Tensor], dict[str, object
         (lambda tensors, _: tensors.update({"network/head.bias": torch.zeros(3)}), "'network/head.bias' is"),
         (lambda tensors, _: tensors.update({"random/data": torch.zeros(3, dtype=torch.uint8)}), "'random/data' is"),
         (lambda tensors, _: tensors["random/data"].fill_(255), "no state of random numbers"),
+        (lambda tensors, _: tensors.pop("trends/norms"), "has no tensor 'trends/norms'"),
+        (lambda tensors, _: tensors.update({"trends/norms": torch.zeros(2, 2, 10).double()}), "'trends/norms' is"),
         (lambda _, document: document.update(schema_version=2), "schema_version"),
         (lambda _, document: document.update(history=[{}]), "no key 'epoch'"),
         (lambda _, document: document["history"].append(document["history"][0]), "'epoch'"),

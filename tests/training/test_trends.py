@@ -88,6 +88,22 @@ def test_what_a_norm_holds_is_copied() -> None:
     assert np.array_equal(held.mean, copy)
 
 
+class Bare(nn.Module):
+    """A norm by its statistics alone, which are no buffers and of two types."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.running_mean = torch.tensor([1.0, 2.0]).half()
+        self.running_var = torch.tensor([4.0, 9.0])
+
+
+def test_a_norm_without_scale_shift_and_eps_has_those_of_a_plain_one() -> None:
+    held = channels_of(nn.Sequential(Bare(), nn.BatchNorm1d(3).to(torch.bfloat16)))
+    (row, _) = (dict(zip(NUMBERS, each, strict=True)) for each in norm_numbers(held, held))
+    assert row["max_scale"] == pytest.approx(1 / math.sqrt(4 + 1e-5), rel=1e-12)
+    assert (row["input_reach"], row["output_reach"], row["mean_drift"], row["variance_drift"]) == (20, 6, 0, 1)
+
+
 def test_a_network_without_norms_has_no_numbers() -> None:
     assert channels_of(nn.Linear(2, 2)) is None
     assert norm_numbers(None, None).shape == (0, len(NUMBERS))
