@@ -83,11 +83,11 @@ def build(
         with torch.device("meta"):
             module = build_network(network["kind"], shape, classes, args)
     else:
-        places = (Path.cwd(),)
-        blank = without_storage(factory, shape, classes, args, places)
-        if blank is not None:
-            fits(blank)
-        module = make_network(factory, shape, classes, args, places)
+        with torch.random.fork_rng(devices=[]):  # the caller's random numbers are as they were
+            blank = without_storage(factory, shape, classes, args, (Path.cwd(),))
+            if blank is not None:
+                fits(blank)
+            module = make_network(factory, shape, classes, args, (Path.cwd(),))
     fits(module.state_dict())
     return module
 

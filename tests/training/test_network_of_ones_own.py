@@ -102,7 +102,9 @@ def edited(made: Path, copy: Path, network: dict[str, Any]) -> Path:
 def test_who_names_the_code_gets_the_network_with_its_weights(here: Path) -> None:
     made = load_checkpoint(here / "made")
     assert made.factory == "mynets:Net"
+    before = torch.get_rng_state()
     network = made.module(factory="mynets:Net")
+    assert torch.equal(torch.get_rng_state(), before)
     assert not network.training
     assert type(network).__name__ == "Net"
     saved = load_file(here / "made/weights.safetensors")
