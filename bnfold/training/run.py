@@ -82,7 +82,9 @@ def begin(network: nn.Module, recipe: Recipe, device: torch.device, group: Group
     """The state before the first step; the network is moved to the device in place."""
     network = group.synchronised(network.to(device), device)
     if recipe.train.channels_last:
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for tensor in (*network.parameters(), *network.buffers()):
+            if tensor.ndim == 4:  # kernels of three dimensions have another format, and may stand beside these
+                tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
     return Run(
         recipe=recipe,
         device=device,

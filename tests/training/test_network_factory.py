@@ -15,6 +15,7 @@ from torch import nn
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_recipe, train
 from bnfold.training.networks.factory import make_trainable
+from bnfold.training.run import begin
 from bnfold.training.study import run_study
 
 MODULE = """
@@ -74,6 +75,10 @@ def grows(shape, classes):
     return Net(shape, classes, ONCE.count)
 
 def sized(shape, classes): return with_forward(lambda self, x: Net.forward(self, x)[:2])(shape, classes)
+
+def of_both(shape, classes):
+    deep = nn.Sequential(nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 4, (1, 3, 3)), nn.Flatten(1, 2))
+    return nn.Sequential(deep, nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(64, classes))
 
 class Expanded(Net):
     def __init__(self, shape, classes):
@@ -266,6 +271,15 @@ def test_beside_the_recipe_comes_before_the_current_folder(folder: Path, monkeyp
     with pytest.raises(DataError) as raised:
         train(folder / "recipe.toml", output=folder / "three", overrides=["network.kind=nowhere:make"])
     assert f"looked for in {folder} and {current} and on Python's path" in str(raised.value)
+
+
+def test_channels_last_is_for_the_kernels_of_two_dimensions(folder: Path) -> None:
+    sets = ['network={kind="ownnetworks:of_both"}', "train.channels_last=true", "train.epochs=1"]
+    run = begin(made(folder, "of_both"), load_recipe(folder / "recipe.toml", sets), torch.device("cpu"))
+    kernels = {tensor.ndim: tensor for tensor in run.network.parameters()}
+    assert kernels[4].is_contiguous(memory_format=torch.channels_last)
+    assert kernels[5].is_contiguous()
+    assert train(folder / "recipe.toml", output=folder / "run", overrides=sets).meta["metrics"]["epochs"] == 1
 
 
 class Stop(Exception):
