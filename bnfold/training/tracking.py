@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import os
@@ -81,12 +82,10 @@ def check_tracking(
         raise DataError("the MLflow experiment has an empty name; name one or leave --mlflow-experiment out")
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
-    try:
-        import mlflow  # noqa: F401 (whether it is there)
-    except ImportError:
+    if importlib.util.find_spec("mlflow") is None:  # of several processes one alone has to load it
         raise DataError(
             "--mlflow needs the package mlflow-skinny, which is not installed; pip install 'bnfold[mlflow]'"
-        ) from None
+        )
     return Tracking(uri, experiment, warn or log.warning)
 
 
@@ -197,10 +196,10 @@ def conclude(tracking: Tracking | None, place: Place, checkpoint: Path) -> None:
 
 
 def _opened(tracking: Tracking, note: Path, created: Callable[[MlflowClient], str]) -> Tracker:
-    from mlflow import MlflowClient
-
     known = _remembered(note) if note.exists() else None
     try:
+        from mlflow import MlflowClient
+
         client = MlflowClient(tracking.uri)
         run_id = known or created(client)
         if known is None:
