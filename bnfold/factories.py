@@ -44,7 +44,7 @@ def find(spec: str, what: str, places: Sequence[Path]) -> Any:
         where = ""
         if isinstance(problem, ModuleNotFoundError) and problem.name == module_name:
             looked = " and ".join(str(place) for place in reversed(places))
-            where = f"; looked for in {looked} and on Python's path; go to where it lies, or set PYTHONPATH to that folder"
+            where = f"; looked for in {looked} and on Python's path; go where it lies, or set PYTHONPATH to that"
         raise DataError(f"{what} cannot be made: {said(problem)}{where}") from problem
     return factory
 
