@@ -1,37 +1,27 @@
-"""A checkpoint folder: written whole or not at all, read strictly."""
+"""A checkpoint folder, read strictly."""
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save_file
+from safetensors.torch import load
 
 from bnfold.bundle.manifest import check_name
 from bnfold.documents import Fields, parse_object
 from bnfold.errors import BundleError, DataError
 from bnfold.preprocessing import Preprocessing
-from bnfold.rename import rename_new
 from bnfold.training.architecture import build, check_factory, check_network, factory_of
-from bnfold.training.curves import draw_curves, write_history
 from bnfold.training.data import Array, prepare
-from bnfold.training.loop import Epoch
-from bnfold.training.trends import Trends, write_trends
 
 SCHEMA_VERSION = 2
 WEIGHTS = "weights.safetensors"
 HELD_OUT = "held_out.safetensors"
 META = "checkpoint.json"
-_MOST_BYTES = 64 * 2**20
 _KEYS = (
     "schema_version", "name", "network", "input", "labels", "preprocessing", "data", "recipe", "seed", "versions",
     "metrics",
@@ -120,121 +110,6 @@ class Checkpoint:
         return prepare(images.numpy(), self.preprocessing), classes.numpy()
 
 
-def check_folder(folder: Path) -> None:
-    """Raise DataError, before any work is done for it, for a folder that exists or that cannot be made."""
-    if os.path.lexists(folder):
-        raise _exists(folder)
-    for parent in Path(os.path.abspath(folder)).parents:
-        if os.path.lexists(parent):
-            if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-                raise DataError(
-                    f"the checkpoint {folder} cannot be written, as {parent} is no folder that may be written to; "
-                    "name another with -o"
-                )
-            return
-
-
-def save_checkpoint(
-    folder: Path,
-    module: torch.nn.Module,
-    meta: Mapping[str, Any],
-    history: Sequence[Epoch],
-    held_out: tuple[Array, Array],
-    trends: Trends,
-    *,
-    counted: bool = False,
-) -> Checkpoint:
-    """Write a checkpoint: beside its place first, then moved in by one rename that replaces nothing.
-
-    held_out: images and classes as a data set stores them; up to 64 MiB of them are kept. trends: of the norms, an
-    epoch each as the history has. counted: the folder's name is a number, and where it is taken meanwhile the next free
-    one will do.
-
-    Raises DataError when the folder exists or cannot be written; then nothing is left behind.
-    """
-
-    def fill(scratch: Path) -> None:
-        kept = _kept(*held_out)
-        save_file({name: torch.from_numpy(np.array(part)) for name, part in kept.items()}, scratch / HELD_OUT)
-        _fill(scratch, module, meta, kept["images"], trends)
-        write_history(scratch / "history.csv", history)
-        write_trends(scratch / "norms.csv", trends)
-        accuracy = meta["metrics"]["held_out_accuracy"]
-        draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
-
-    return _written(folder, fill, counted)
-
-
-def save_again(folder: Path, old: Checkpoint, module: torch.nn.Module, meta: Mapping[str, Any]) -> Checkpoint:
-    """Write a checkpoint of a network that came out of another one, with its held-out samples and its history.
-
-    Its page of readiness has no trends: these end with other statistics than the new network has.
-    Raises DataError as `save_checkpoint` does.
-    """
-
-    def fill(scratch: Path) -> None:
-        for name in (HELD_OUT, "history.csv", "norms.csv", "curves.png"):
-            if (old.path / name).is_file():
-                shutil.copyfile(old.path / name, scratch / name)
-        _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy(), None)
-
-    return _written(folder, fill, counted=False)
-
-
-def _written(folder: Path, fill: Callable[[Path], None], counted: bool) -> Checkpoint:
-    scratch: Path | None = None
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder.parent))
-        scratch.chmod(0o755)
-        fill(scratch)
-        for item in scratch.iterdir():
-            item.chmod(0o644)  # safetensors makes its files readable by their owner alone
-            with item.open("rb") as file:
-                os.fsync(file.fileno())
-        folder = _publish(scratch, folder, counted)
-    except FileExistsError:
-        raise _exists(folder) from None
-    except (OSError, SafetensorError) as problem:
-        raise DataError(f"the checkpoint {folder} cannot be written: {problem}") from None
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-    return load_checkpoint(folder)
-
-
-def _fill(
-    scratch: Path, module: torch.nn.Module, meta: Mapping[str, Any], images: Array, trends: Trends | None
-) -> None:
-    """The weights, the document, and what they tell of how the network will fold."""
-    from bnfold.training.readiness import measured_part, write_readiness
-
-    # Copies: safetensors takes no tensor that two layers share.
-    state = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in module.state_dict().items()}
-    save_file(state, scratch / WEIGHTS)
-    (scratch / META).write_text(json.dumps(meta, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    picture = Preprocessing.from_dict(meta["preprocessing"])
-    write_readiness(scratch, module, meta, prepare(measured_part(images), picture), trends)
-
-
-def _kept(images: Array, classes: Array) -> dict[str, Array]:
-    """As many held-out samples as a checkpoint carries, evenly spaced: they may be sorted by class."""
-    count = min(len(images), max(1, _MOST_BYTES // max(1, images[:1].nbytes)))
-    index = np.linspace(0, len(images) - 1, count).astype(np.int64)
-    return {"images": images[index], "classes": classes[index]}
-
-
-def _publish(scratch: Path, folder: Path, counted: bool) -> Path:
-    while True:
-        try:
-            rename_new(scratch, folder)
-            return folder
-        except FileExistsError:
-            if not counted:
-                raise
-            folder = folder.with_name(str(int(folder.name) + 1))
-
-
 def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Read a checkpoint folder. Raises DataError for what is none, or says something that it may not."""
     folder = Path(folder)
@@ -284,10 +159,6 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"{path} cannot be read: {problem}") from None
     except (SafetensorError, ValueError, KeyError) as problem:
         raise DataError(f"{path} is no safetensors file ({problem}); train the network again") from None
-
-
-def _exists(folder: Path) -> DataError:
-    return DataError(f"the checkpoint folder {folder} exists; expected a new one; name another with -o")
 
 
 def _check_fit(path: Path, wanted: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor]) -> None:

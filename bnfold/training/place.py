@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import DataError
-from bnfold.training.checkpoint import check_folder
+from bnfold.training.folders import check_folder
 
 RUNS = Path("runs")
 _SUFFIX = ".partial"
@@ -42,7 +42,7 @@ class Place:
 
 def claim(folder: Path) -> Place:
     """The place of a new run. Raises DataError where there is a checkpoint, or a run that was stopped."""
-    check_folder(folder)
+    check_folder(folder, "checkpoint")
     place = Place(folder)
     try:
         place.partial.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def claim(folder: Path) -> Place:
 def claim_next(name: str) -> Place:
     """`runs/<name>/<n>` with the first number above all that are taken. Raises DataError when it cannot be made."""
     root = RUNS / name
-    check_folder(root / "next")
+    check_folder(root / "next", "checkpoint")
     try:
         root.mkdir(parents=True, exist_ok=True)
         while True:

@@ -15,7 +15,9 @@ from torch.nn import functional as F
 from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import DataError
 from bnfold.samples import Array, load_samples
-from bnfold.training.checkpoint import Checkpoint, check_folder, load_checkpoint, save_again
+from bnfold.training.checkpoint import Checkpoint, load_checkpoint
+from bnfold.training.folders import check_folder
+from bnfold.training.saving import save_again
 from bnfold.training.statistics import norms_of, recalibrate
 
 BATCH_SIZE = 256
@@ -65,7 +67,7 @@ def recalibrate_checkpoint(
         raise DataError(f"the batch size is {batch_size}; expected 2 or more, as one value has no variance")
     say = progress or (lambda _: None)
     old, output = load_checkpoint(source), Path(output)
-    check_folder(output)
+    check_folder(output, "checkpoint")
     module = old.module(network)
     norms = norms_of(module)
     if not norms:

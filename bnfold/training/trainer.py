@@ -15,23 +15,22 @@ from torch import nn
 
 from bnfold.errors import DataError
 from bnfold.training.architecture import network_document
-from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint, save_checkpoint
+from bnfold.training.checkpoint import SCHEMA_VERSION, Checkpoint, load_checkpoint
 from bnfold.training.data import Dataset, load_dataset
 from bnfold.training.distributed import ALONE, Group, command_words, is_first_process, processes
 from bnfold.training.divergence import Divergence
 from bnfold.training.execution import choose_device, settings
+from bnfold.training.followers import Followers, Told, Warn, check_followers, following
 from bnfold.training.loop import Progress, fit
 from bnfold.training.networks import build_network
 from bnfold.training.networks.factory import make_trainable
 from bnfold.training.place import Place, claim, claim_next, reopen
 from bnfold.training.recipe import Recipe, load_recipe
 from bnfold.training.run import Epoch, Run, begin
-from bnfold.training.scalars import check_tensorboard, scalars
+from bnfold.training.saving import save_checkpoint
 from bnfold.training.smallest_batch import check_batch_size
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
-from bnfold.training.tracking import Tracker, Tracking, check_tracking, conclude, tracked
-
-Warn = Callable[[str], None]
+from bnfold.training.tracking import Tracking, conclude
 
 
 def train(
@@ -65,17 +64,14 @@ def train(
     """
     wanted = load_recipe(recipe, overrides)
     target = choose_device(device)
-    board = None if tensorboard is None else Path(tensorboard)
-    if board is not None:
-        check_tensorboard()
-    tracking = check_tracking(mlflow, mlflow_experiment, warn)
+    followers = check_followers(progress, warn, tensorboard, mlflow, mlflow_experiment)
     if output is not None and resume is not None:
         raise DataError("a new folder and one to resume were both given; expected one of them, --output or --resume")
     place = reopen(Path(resume)) if resume is not None else None
     if place is not None and place.folder.is_dir():
-        return _finished(place, wanted, tracking)
+        return _finished(place, wanted, followers.tracking)
     data = load_dataset(wanted.data, wanted.folder)
-    given = {"--device": None if device == "auto" else device, "--tensorboard": board}
+    given = {"--device": None if device == "auto" else device, "--tensorboard": followers.board}
     given |= {"--mlflow": mlflow, "--mlflow-experiment": mlflow_experiment}
     command = [*command_words(), "train", str(recipe), *(f"--set={each}" for each in overrides)]
     command += [f"{name}={value}" for name, value in given.items() if value is not None]
@@ -84,22 +80,13 @@ def train(
         try:
             with settings(wanted, target):
                 run = _begin(wanted, data, target, group)
-                return _trained(run, data, place, progress, warn, command, board, tracking)
+                return _trained(run, data, place, command, followers)
         finally:
             if group.is_first:
                 place.release_unless_resumable()
 
 
-def _trained(
-    run: Run,
-    data: Dataset,
-    place: Place,
-    progress: Progress | None,
-    warn: Warn | None,
-    command: Sequence[str],
-    board: Path | None,
-    tracking: Tracking | None,
-) -> Checkpoint:
+def _trained(run: Run, data: Dataset, place: Place, command: Sequence[str], followers: Followers) -> Checkpoint:
     """The checkpoint of a run, from its snapshot on where there is one. command: what it was started by."""
     identity = fingerprint(data)
     if place.snapshot.exists():
@@ -110,39 +97,10 @@ def _trained(
         if run.group.is_first:
             write_snapshot(place.snapshot, run, identity)
 
-    first = run.group.is_first
-    warn_of_news = _watch(run, warn if first else None)
-    with (
-        _going_on(place, command),
-        scalars(board if first else None, len(run.history)) as log,
-        tracked(tracking if first else None, run, place) as tracker,
-    ):
-
-        def tell(line: str) -> None:
-            log(run.history[-1])
-            if tracker is not None:
-                tracker.log(run.history[-1])
-            warn_of_news()
-            if progress is not None and run.group.is_first:
-                progress(line)
-
-        fault = _fit(run, data, tell, snapshot)
-        return _save(run, data, place, fault, tracker)
-
-
-def _watch(run: Run, warn: Warn | None) -> Callable[[], None]:
-    """What says, after an epoch, what is new of its norms. A run that goes on says nothing twice."""
-    if warn is None:
-        return lambda: None
-    from bnfold.training.readiness import foresee, forewarnings
-
-    said = {(one.norm, one.word) for one in forewarnings(run.trends)}
-
-    def warn_of_news() -> None:
-        for one in foresee(run.trends, len(run.history), said):
-            warn(str(one))
-
-    return warn_of_news
+    heard_by = followers if run.group.is_first else Followers()
+    with _going_on(place, command), following(heard_by, run, place) as told:
+        fault = _fit(run, data, told.epoch, snapshot)
+        return _save(run, data, place, fault, told)
 
 
 def _claimed(name: str, output: Path | str | None, group: Group, device: torch.device) -> Place:
@@ -181,7 +139,7 @@ def _fit(run: Run, data: Dataset, progress: Progress | None, snapshot: Callable[
     return ""
 
 
-def _save(run: Run, data: Dataset, place: Place, fault: str, tracker: Tracker | None) -> Checkpoint:
+def _save(run: Run, data: Dataset, place: Place, fault: str, told: Told) -> Checkpoint:
     """The checkpoint of what is kept. fault: why the training ended early; then it is raised, after the writing."""
     if not run.kept:
         raise DataError(f"{fault}; no checkpoint was written")
@@ -197,8 +155,7 @@ def _save(run: Run, data: Dataset, place: Place, fault: str, tracker: Tracker | 
             run.trends,
             counted=place.counted,
         )
-        if tracker is not None:
-            tracker.publish(made.path)
+        told.checkpoint(made.path)
         place.release()
         run.group.heard(str(made.path), run.device)
     else:

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from bnfold.errors import DataError
 from bnfold.preprocessing import decode_image
 from bnfold.training import Checkpoint, load_checkpoint
-from bnfold.training.checkpoint import save_checkpoint
 from bnfold.training.run import Epoch
+from bnfold.training.saving import save_checkpoint
 from bnfold.training.trends import NUMBERS, Trends
 
 
@@ -173,7 +173,7 @@ def test_a_loaded_network_does_not_share_memory_with_the_file_or_another_load(ch
 def test_of_many_held_out_samples_those_that_are_kept_are_spread_over_all(
     checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("bnfold.training.checkpoint._MOST_BYTES", 20 * 64)
+    monkeypatch.setattr("bnfold.training.saving._MOST_BYTES", 20 * 64)
     classes = np.repeat(np.arange(10), 100)  # sorted, as a folder a class gives them
     images = np.zeros((1000, 1, 8, 8), np.uint8)
     epoch = Epoch(1, 0.1, 1.0, 0.5, 1.0, 0.5, 1.0)

@@ -93,6 +93,7 @@ def test_the_sentence_repeats_what_was_set(
         "train",
         str(recipe),
         "--set=train.epochs=1",
+        "--device=cpu",
         "--resume",
         str(tmp_path / "my run"),
     ]

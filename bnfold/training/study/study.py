@@ -6,8 +6,6 @@ import dataclasses
 import json
 import platform
 import shlex
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +13,7 @@ from typing import Any
 
 import bnfold
 from bnfold.errors import DataError
-from bnfold.rename import rename_new
-from bnfold.training.checkpoint import check_folder
+from bnfold.training.folders import check_folder, write_folder
 from bnfold.training.recipe import load_recipe
 from bnfold.training.study.experiments import Experiment, plan
 from bnfold.training.study.findings import Finding, find
@@ -65,7 +62,7 @@ def run_study(
     path, folder = Path(recipe), Path(output)
     if seeds < 1:
         raise DataError(f"a study with {seeds} seeds says nothing; expected 1 or more, and 2 or more for intervals")
-    check_folder(folder)
+    check_folder(folder, "study")
     base = load_recipe(path, overrides)
     planned = plan(base, tuple(experiments))
     runs = train_all(path, overrides, planned, seeds, device=device, jobs=jobs, progress=progress)
@@ -116,17 +113,8 @@ def _about(
 
 
 def _write(study: Study) -> None:
-    """The folder, whole or not at all."""
-    scratch: Path | None = None
-    try:
-        study.folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=".writing-", dir=study.folder.parent))
-        scratch.chmod(0o755)
+    def fill(scratch: Path) -> None:
         (scratch / "study.json").write_text(json.dumps(study.to_dict(), indent=1) + "\n", encoding="utf-8")
         (scratch / "study.html").write_text(render(study.to_dict()), encoding="utf-8")
-        rename_new(scratch, study.folder)
-    except OSError as problem:
-        raise DataError(f"the study {study.folder} cannot be written: {problem}") from None
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+
+    write_folder(study.folder, "study", fill)
