@@ -115,7 +115,8 @@ def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, flo
         whole_loss = group.total(loss.detach())
         watch.note(whole_loss)
         run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with run_by(run.recipe.network.kind):
+            loss.backward()  # type: ignore[no-untyped-call]
         if not watch.is_finite():
             raise _diverged(run.network, "loss", float(whole_loss), len(run.history) + 1, images)
         group.add_gradients(run.network)

@@ -74,6 +74,40 @@ def grows(shape, classes):
     ONCE.count = getattr(ONCE, "count", 3) + 1
     return Net(shape, classes, ONCE.count)
 
+def leaves_late(shape, classes): return with_forward(lambda self, x: sys.exit(0))(shape, classes)
+def squeezed(shape, classes): return with_forward(lambda self, x: Net.forward(self, x).squeeze())(shape, classes)
+
+def counting(shape, classes):
+    def forward(self, x):
+        if self.training:
+            self.register_buffer("seen", torch.ones(3))
+        return Net.forward(self, x)
+    return with_forward(forward)(shape, classes)
+
+class Sparse(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.table = nn.Embedding(2, 64, sparse=True)
+    def forward(self, x):
+        return super().forward(x.flatten(1) + self.table((x.flatten(1)[:, 0] > 9).long()))
+
+class Named(Net):
+    def __init__(self, shape, classes):
+        super().__init__(shape, classes)
+        self.add_module("\\ud800", nn.BatchNorm1d(4))
+
+class LateGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(context, x): return x.clone()
+    @staticmethod
+    def backward(context, gradient):
+        if len(gradient) > 3:
+            raise ValueError("late trouble")
+        return gradient
+
+def late_gradient(shape, classes):
+    return with_forward(lambda self, x: LateGradient.apply(Net.forward(self, x)))(shape, classes)
+
 def sized(shape, classes): return with_forward(lambda self, x: Net.forward(self, x)[:2])(shape, classes)
 
 def of_both(shape, classes):
@@ -195,6 +229,11 @@ def test_arguments_arrive_as_the_recipe_has_them(folder: Path) -> None:
         ("grows", {}, "has another 'layer.weight' at each call"),
         ("Uncopied", {}, "cannot be copied: TypeError: a lock"),
         ("sized", {}, "gives torch.float32 of [2, 3] for a batch of 3, expected floats of [3, 3]"),
+        ("leaves_late", {}, "fails on inputs of [2, 1, 8, 8] in eval: SystemExit: 0"),
+        ("squeezed", {}, "gives torch.float32 of [3] for a batch of 1, expected floats of [1, 3]"),
+        ("counting", {}, "has another state after a step than before (seen), and could not be saved"),
+        ("Sparse", {}, "has a sparse gradient for 'table.weight', expected a dense one"),
+        ("Named", {}, "has the name '\\ud800.weight' in its state, expected a printable one"),
         ("Expanded", {}, "has 'zeros' with all its values in one place of memory; clone()"),
         ("Extra", {}, "has an object of type dict as '_extra_state' in its state, expected tensors"),
     ],
@@ -223,6 +262,11 @@ def test_code_that_fails_later_on_is_one_sentence(folder: Path, in_eval: str) ->
     said = "the network ownnetworks:Late fails in the middle of the training: ValueError: late trouble; see that"
     assert str(raised.value).startswith(said)
     assert not list(folder.glob("run*"))
+
+
+def test_a_gradient_of_ones_own_that_fails_later_on_is_one_sentence(folder: Path) -> None:
+    with pytest.raises(DataError, match="fails in the middle of the training: ValueError: late trouble; see that"):
+        train(folder / "recipe.toml", output=folder / "run", overrides=['network={kind="ownnetworks:late_gradient"}'])
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def make_network(
     if not isinstance(made, nn.Module):
         raise DataError(f"{what} is an object of type {type(made).__name__}, expected a torch.nn.Module; return one")
     _ran(f"{what} has no eval mode", made.eval)
-    for count in (2, 3):
+    for count in (2, 3, 1):  # the last of the held-out samples may be alone
         images = torch.rand(count, *shape)
         with torch.no_grad():
             logits = _ran(f"{what} fails on inputs of {list(images.shape)} in eval", made, images)
@@ -118,6 +118,8 @@ def _check_state(what: str, state: Mapping[str, object]) -> None:
                 f"{what} has an object of type {type(tensor).__name__} as '{name}' in its state, expected tensors "
                 "alone; keep it elsewhere"
             )
+        if not name.isprintable():
+            raise DataError(f"{what} has the name {name!r:.200} in its state, expected a printable one; rename it")
         if any(stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
             raise DataError(f"{what} has '{name}' with all its values in one place of memory; clone() what is expanded")
 
@@ -144,22 +146,33 @@ def _check_learns(what: str, network: nn.Module, images: torch.Tensor, classes: 
         raise DataError(
             f"{what} has no parameter that learns; expected one with requires_grad; there is nothing to train"
         )
+    before = {name: tensor.shape for name, tensor in network.state_dict().items()}
     logits = _ran(f"{what} fails on inputs of {list(images.shape)} in training", network, images)
     _check_logits(f"{what}, in training,", logits, 2, classes)
     loss = F.cross_entropy(logits, torch.zeros(2, dtype=torch.int64))
     _ran(f"{what} has no gradient", loss.backward)
+    after = {name: tensor.shape for name, tensor in network.state_dict().items()}
+    if list(before.items()) != list(after.items()):
+        name = min(dict(before.items() ^ after.items()), default="the order of its tensors")
+        raise DataError(
+            f"{what} has another state after a step than before ({name}), and could not be saved and loaded; make all "
+            "its parameters and buffers, in their sizes, when it is made"
+        )
+    for name, parameter in network.named_parameters():
+        if parameter.grad is not None and parameter.grad.layout != torch.strided:
+            raise DataError(f"{what} has a sparse gradient for '{name}', expected a dense one; leave out sparse=True")
 
 
 @contextlib.contextmanager
 def run_by(kind: str) -> Iterator[None]:
-    """Where a network is called in a training: what the user's code raises there is said to be its own. kind: as the
-    recipe has it.
+    """Where a network is called in a training, or its gradients are: what the user's code raises there is said to be
+    its own. kind: as the recipe has it.
     """
     try:
         yield
     except (BnfoldError, torch.OutOfMemoryError):
         raise
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         if not is_spec(kind):
             raise
         raise DataError(
@@ -172,5 +185,5 @@ def _ran(failure: str, run: Callable[..., Any], *values: Any) -> Any:
     """What the user's code gives. Raises DataError for whatever it raises."""
     try:
         return run(*values)
-    except Exception as problem:
+    except (Exception, SystemExit) as problem:
         raise DataError(f"{failure}: {said(problem)}") from problem
