@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,6 +34,24 @@ class Place:
         """The file from which the run can go on."""
         return self.partial / "snapshot.safetensors"
 
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """For one training alone, as long as its process lives: two would replace each other's snapshots, and the
+        later one lose its place at the end. Raises DataError where another one is at it.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                folder = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
+                stack.callback(os.close, folder)
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, FileNotFoundError):
+                raise DataError(
+                    f"another training is writing to {self.partial}; wait for its end, or name another folder with -o"
+                ) from None
+            except OSError:
+                pass  # a file system without locks
+            yield
+
     def release(self) -> None:
         """Nothing is under way any more."""
         shutil.rmtree(self.partial, ignore_errors=True)
@@ -48,11 +70,12 @@ def claim(folder: Path) -> Place:
         place.partial.mkdir(parents=True, exist_ok=True)
     except OSError as problem:
         raise DataError(f"the folder {place.partial} cannot be made: {problem}; name another with -o") from None
-    if place.snapshot.exists():
-        raise DataError(
-            f"{place.partial} holds a run that was stopped; go on with --resume {folder}, remove it, or name another "
-            "folder with -o"
-        )
+    with place.held():
+        if place.snapshot.exists():
+            raise DataError(
+                f"{place.partial} holds a run that was stopped; go on with --resume {folder}, remove it, or name "
+                "another folder with -o"
+            )
     return place
 
 

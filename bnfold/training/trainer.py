@@ -77,13 +77,14 @@ def train(
     command += [f"{name}={value}" for name, value in given.items() if value is not None]
     with processes(wanted, target) as group:
         place = place or _claimed(wanted.name, output, group, target)
-        try:
-            with settings(wanted, target):
-                run = _begin(wanted, data, target, group)
-                return _trained(run, data, place, command, followers)
-        finally:
-            if group.is_first:
-                place.release_unless_resumable()
+        with place.held() if group.is_first else contextlib.nullcontext():
+            try:
+                with settings(wanted, target):
+                    run = _begin(wanted, data, target, group)
+                    return _trained(run, data, place, command, followers)
+            finally:
+                if group.is_first:
+                    place.release_unless_resumable()
 
 
 def _trained(run: Run, data: Dataset, place: Place, command: Sequence[str], followers: Followers) -> Checkpoint:

@@ -162,6 +162,21 @@ def test_a_new_run_does_not_write_over_one_that_was_stopped(recipe: Path, tmp_pa
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("apart", [1, 9])
+def test_a_run_that_is_under_way_is_left_alone_by_others(recipe: Path, tmp_path: Path, apart: int) -> None:
+    sets, refused = [*SHORT, f"train.snapshot={apart}"], []
+
+    def others(_line: str) -> None:
+        for how in ({"output": tmp_path / "run"}, {"resume": tmp_path / "run"}):
+            with pytest.raises(DataError, match=r"another training is writing to .*run\.partial; wait for its end"):
+                train(recipe, overrides=sets, **how)  # type: ignore[arg-type]
+            refused.append(how)
+
+    made = train(recipe, output=tmp_path / "run", overrides=sets, progress=others)
+    assert len(refused) == 8
+    assert made.meta["metrics"]["epochs"] == 4
+
+
 def test_a_counted_run_passes_over_one_that_was_stopped(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
