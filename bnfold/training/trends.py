@@ -92,8 +92,14 @@ def channels_of(network: nn.Module) -> Channels | None:
     ]
     mean, variance, gamma, beta = torch.stack(rows).cpu().numpy()
     counts = [len(norm.running_mean) for norm in norms]
-    eps = np.repeat([float(getattr(norm, "eps", EPS)) for norm in norms], counts)
+    eps = np.repeat([eps_of(norm) for norm in norms], counts)
     return Channels(mean, variance, gamma, beta, eps, np.cumsum([0, *counts[:-1]]))
+
+
+def eps_of(norm: nn.Module) -> float:
+    """What a norm adds to its variance, as far as it tells in a number."""
+    eps = getattr(norm, "eps", EPS)
+    return float(eps) if isinstance(eps, int | float) else EPS
 
 
 def norm_numbers(before: Channels | None, now: Channels | None) -> Array:

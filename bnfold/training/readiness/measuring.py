@@ -19,7 +19,7 @@ from torch import nn
 from bnfold.errors import BnfoldError
 from bnfold.training.data import Array
 from bnfold.training.statistics import Moments, measure, norms_of
-from bnfold.training.trends import DEAD, EPS
+from bnfold.training.trends import DEAD, eps_of
 
 if TYPE_CHECKING:
     from bnfold.folding.edits import SetWeights
@@ -165,7 +165,7 @@ def _measured(
     edit: SetWeights | None,
 ) -> NormReadiness:
     mean, variance = norm.running_mean.double(), norm.running_var.double()
-    eps = float(getattr(norm, "eps", EPS))
+    eps = eps_of(norm)
     flow = flows[name]
     numbers = outcome.numbers if outcome is not None else None
     largest, where = _half(flow, edit)

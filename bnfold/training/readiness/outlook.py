@@ -135,9 +135,9 @@ def _vanishes(look: _Look) -> str:
 def _dead(look: _Look) -> str:
     with np.errstate(divide="ignore"):
         coming = _coming(1 / look.numbers["smallest_spread"], 1 / DEAD, look.left)
-    # A gamma that changes its sign is small for a moment, and one that begins at zero for an epoch.
+    # A gamma that changes its sign is small for a moment, and those that begin at zero for the first epochs.
     dead = look.numbers["dead"][-SPAN:]
-    if coming is None or (not coming.epochs and (len(dead) < SPAN or not dead.all())):
+    if coming is None or (not coming.epochs and (look.epoch <= SPAN or not dead.all())):
         return ""
     if not coming.epochs:
         channels = "1 channel gives" if dead[-1] == 1 else f"{dead[-1]:.0f} channels give"
