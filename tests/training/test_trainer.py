@@ -197,6 +197,14 @@ def test_norms_and_biases_do_not_decay(recipe: Path) -> None:
         assert found == {"0.weight": 0.0005, "0.bias": 0.0, "1.weight": 0.0, "1.bias": 0.0}
 
 
+def test_a_norm_and_a_bias_of_the_shape_of_a_picture_do_not_decay_either(recipe: Path) -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.LayerNorm((4, 8, 8)))
+    network[0].bias = torch.nn.Parameter(torch.zeros(4, 1, 1))
+    decays, spares = build_optimizer(network, load_recipe(recipe, ["optimizer.kind=sgd"]).optimizer).param_groups
+    assert [id(each) for each in decays["params"]] == [id(network[0].weight)]
+    assert (len(spares["params"]), spares["weight_decay"]) == (3, 0.0)
+
+
 @pytest.mark.parametrize(
     ("schedule", "first", "peak", "last"),
     [("one_cycle", 0.05, 20, 0.0125), ("cosine", 1, 0, (1 + np.cos(0.99 * np.pi)) / 2), ("constant", 1, 0, 1)],
