@@ -139,8 +139,8 @@ def _check(document: Mapping[str, Any], what: str) -> None:
         if not isinstance(document[key], Mapping):
             fields.refuse(key, "an object")
     labels = fields.items("labels")
-    if not labels or not all(isinstance(label, str) and label for label in labels):
-        fields.refuse("labels", "a list of texts")
+    if not labels or not all(isinstance(label, str) and label and label.isprintable() for label in labels):
+        fields.refuse("labels", "a list of printable texts")
     check_network(document["network"], what)
     picture = Preprocessing.from_dict(document["preprocessing"], f"{what}, preprocessing,")
     given = Fields.of(document["input"], f"{what}, input,", ("name", "shape", "dtype"))

@@ -63,7 +63,9 @@ def save_again(folder: Path, old: Checkpoint, module: torch.nn.Module, meta: Map
 
     def fill(scratch: Path) -> None:
         for name in (HELD_OUT, "history.csv", "norms.csv", "curves.png"):
-            if (old.path / name).is_file():
+            # A checkpoint may come from anybody: what its links point to is not for whoever gets the new one, unless it
+            # has been read as what it should be.
+            if (old.path / name).is_file() and (name == HELD_OUT or not (old.path / name).is_symlink()):
                 shutil.copyfile(old.path / name, scratch / name)
         _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy(), None)
 

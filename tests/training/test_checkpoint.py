@@ -86,6 +86,7 @@ def test_damaged_weights_are_one_sentence(copy: Path) -> None:
     [
         ({"schema_version": 1}, "schema_version"),
         ({"labels": []}, "labels"),
+        ({"labels": ["\x1b[31mred", *"123456789"]}, "a list of printable texts"),
         ({"extra": 1}, "unknown key"),
         ({"network": {"kind": "mlp", "args": {"widths": [10**9]}}}, "widths"),
         ({"network": {"kind": "resnet", "args": {"widths": [1] * 1000, "blocks": 1}}}, "widths"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,6 +77,17 @@ def test_the_page_of_the_new_checkpoint_has_no_trends_as_they_end_with_other_sta
     for each, has in ((checkpoint, True), (made, False)):
         assert (json.loads((each.path / "readiness.json").read_text())["trends"] is not None) == has
         assert ('id="trends"' in (each.path / "readiness.html").read_text()) == has
+
+
+def test_what_a_checkpoint_only_links_to_is_not_copied(checkpoint: Checkpoint, data: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.path, copy)
+    (tmp_path / "secret").write_text("a key")
+    (copy / "norms.csv").unlink()
+    (copy / "norms.csv").symlink_to(tmp_path / "secret")
+    made = recalibrate_checkpoint(copy, data, tmp_path / "new").checkpoint
+    assert not (made.path / "norms.csv").exists()
+    assert (made.path / "history.csv").exists()
 
 
 def test_a_folder_of_pictures_will_do(checkpoint: Checkpoint, tmp_path: Path) -> None:
