@@ -19,7 +19,8 @@ HEAD = """\
 
 Results go to stdout, everything else to stderr. With `--json` a command prints exactly one JSON document on stdout:
 its result, or `{{"error": "..."}}`. JSON has no NaN and no infinity: they are written as the strings `"nan"`, `"inf"`,
-`"-inf"`. Progress is shown only when stderr is a terminal.
+`"-inf"`. Progress is shown on stderr: on a terminal in one line that is written over, elsewhere, as in a log,
+in a line every half minute.
 
 | exit code | meaning |
 |---|---|

@@ -314,10 +314,12 @@ def test_inspect_on_a_terminal_is_in_colour_and_fits_it(monkeypatch):
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 60
 
 
-def test_progress_does_not_appear_in_a_file():
-    err = io.StringIO()
-    Console(json=False, out=io.StringIO(), err=err).progress("epoch 1")
-    assert err.getvalue() == ""
+def test_progress_in_a_file_is_a_line_every_half_minute_and_none_of_what_is_over_before():
+    err, now = io.StringIO(), iter((100.0, 129.9, 130.0, 159.9, 175.0))
+    console = Console(json=False, out=io.StringIO(), err=err, clock=lambda: next(now))
+    for epoch in range(5):
+        console.progress(f"epoch {epoch}\nof 5")
+    assert err.getvalue() == "epoch 2 of 5\nepoch 4 of 5\n"
 
 
 def test_control_characters_of_foreign_names_do_not_reach_the_terminal():

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any, TextIO
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _ERASE_LINE = "\r\x1b[K"
 _PROGRESS_WIDTH = 110
+_SECONDS_BETWEEN_LINES = 30.0  # a log of a night of training stays short, and says that something happens
 _COLOURS = {"folded": "32", "reduced": "36", "kept": "33", "refused": "1;31"}  # green, cyan, yellow, bold red
 
 
@@ -23,22 +25,37 @@ _COLOURS = {"folded": "32", "reduced": "36", "kept": "33", "refused": "1;31"}  #
 class Console:
     """Where a command writes.
 
-    json: print exactly one JSON document on `out` instead of text, the first that there is. Progress appears on `err`
-    only when that is a terminal, in one line that is written over.
+    json: print exactly one JSON document on `out` instead of text, the first that there is. Progress appears on `err`:
+    on a terminal in one line that is written over, elsewhere, as in a log, in a line every half minute. clock: seconds.
     """
 
     json: bool
     out: TextIO
     err: TextIO
+    clock: Callable[[], float] = time.monotonic
+    _last_line: float | None = None
     _line_open: bool = False
     _answered: bool = False
 
     def progress(self, text: str) -> None:
         """Show what is being done, in place of what was shown before."""
+        line = printable(" ".join(text.split()))
         if self.err.isatty():
-            self.err.write(_ERASE_LINE + printable(" ".join(text.split()))[:_PROGRESS_WIDTH])
-            self.err.flush()
+            self.err.write(_ERASE_LINE + line[:_PROGRESS_WIDTH])
             self._line_open = True
+        elif self._is_time_for_a_line():
+            self.err.write(line + "\n")
+        self.err.flush()
+
+    def _is_time_for_a_line(self) -> bool:
+        """Whether nothing was said for long; what is over before that says nothing but its result."""
+        now = self.clock()
+        if self._last_line is None:
+            self._last_line = now
+        if now - self._last_line < _SECONDS_BETWEEN_LINES:
+            return False
+        self._last_line = now
+        return True
 
     def note(self, text: str) -> None:
         """Write a line to stderr."""

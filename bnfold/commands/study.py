@@ -29,7 +29,7 @@ def add(commands: Commands) -> None:
         metavar="NAME",
         action="append",
         default=[],
-        help="speed, rates, batches, norms or order; repeatable (default: all)",
+        help="speed, rates, batches, norms, order or bias; repeatable (default: all that the network has the keys for)",
     )
     parser.add_argument(
         "--jobs", metavar="N", type=int, default=0, help="trainings side by side (default: one a core, one on CUDA)"

@@ -14,6 +14,7 @@ from bnfold.training.augmentation import augment
 from bnfold.training.data import Array, Dataset, scaling
 from bnfold.training.distributed import ALONE, Group
 from bnfold.training.divergence import Divergence, Watch, first_layer_not_finite
+from bnfold.training.duration import duration
 from bnfold.training.execution import Forward, autocast, forward_of
 from bnfold.training.memory import does_not_fit
 from bnfold.training.networks.factory import run_by
@@ -187,11 +188,5 @@ def _line(run: Run, images: int) -> str:
     return (
         f"epoch {row.epoch}/{wanted.epochs}  loss {row.train_loss:.4f}  "
         f"held-out accuracy {row.held_out_accuracy:.2%}  {images / row.seconds:.0f} images/s"
-        + (f"  {_duration(left)} left" if not run.is_over else "")
+        + (f"  {duration(left)} left" if not run.is_over else "")
     )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s" if minutes else f"{seconds} s"

@@ -19,9 +19,10 @@ from bnfold.preprocessing import Preprocessing
 from bnfold.training import load_recipe, train, trainer
 from bnfold.training.data import Dataset, load_dataset, prepare, scaling
 from bnfold.training.divergence import Watch, first_layer_not_finite
+from bnfold.training.duration import duration
 from bnfold.training.ema import Average
 from bnfold.training.execution import tf32
-from bnfold.training.loop import Feed, _duration, evaluate
+from bnfold.training.loop import Feed, evaluate
 from bnfold.training.recipe import Data
 from bnfold.training.run import Epoch, begin, best_epoch
 from bnfold.training.trainer import train_in_memory
@@ -181,7 +182,7 @@ def test_frozen_parameters_stay_and_are_not_decayed(recipe: Path, monkeypatch: p
     ("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (61, "1 min 1 s"), (7300, "2 h 1 min")]
 )
 def test_time_left_is_said_as_a_person_would(seconds: float, text: str) -> None:
-    assert _duration(seconds) == text
+    assert duration(seconds) == text
 
 
 def test_progress_says_speed_and_time_left_until_the_last_epoch(recipe: Path) -> None:

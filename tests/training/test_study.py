@@ -83,6 +83,13 @@ def test_larger_rates_are_those_at_which_more_than_nine_tenths_are_reached(most:
     assert "0.064 with batch norm" in found.sentence
 
 
+def test_where_no_rate_trains_none_is_said_and_not_zero() -> None:
+    arms = {(f"{norm}, {init} initialisation", rate): [[0.9 if norm == "batch" else 0.2]] * 2
+            for norm in ("batch", "none") for init in ("default", "he") for rate in (0.001, 0.016)}  # fmt: skip
+    for found in findings("rates", arms).values():
+        assert "is 0.016 with batch norm and none of them without." in found.sentence
+
+
 @pytest.mark.parametrize(
     ("group", "verdict"), [([0.95, 0.96, 0.97], HOLDS), ([0.5, 0.51, 0.52], FAILS), ([0.3, 0.95, 0.99], OPEN)]
 )
@@ -128,11 +135,29 @@ def test_an_experiment_that_is_not_known_is_named() -> None:
         plan(load_recipe(RECIPE), ("sped",))
 
 
+def test_the_help_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["study", "--help"])
+    names = capsys.readouterr().out.rpartition("--experiment NAME")[2].partition(";")[0]
+    said = set(names.replace(",", " ").split()) - {"or"}
+    assert said == {experiment.name for experiment in plan(load_recipe(RECIPE))}
+
+
 def test_a_network_that_has_no_order_is_studied_without() -> None:
     resnet = load_recipe(ROOT / "models" / "digits-resnet" / "recipe.toml")
     assert [experiment.name for experiment in plan(resnet)] == ["speed", "rates", "batches", "norms", "bias"]
     with pytest.raises(DataError, match=r"changes network\.order, which network 'resnet' does not have; take another"):
         plan(resnet, ("order",))
+
+
+def test_a_study_says_how_far_it_is_and_how_long_it_takes(tmp_path: Path) -> None:
+    said: list[str] = []
+    small = ["train.epochs=1", "network.widths=[8]", "data.name=synthetic", "data.count=64", "data.size=4"]
+    output = tmp_path / "study"
+    run_study(RECIPE, output=output, overrides=small, experiments=["bias"], seeds=1, jobs=1, progress=said.append)
+    assert said[0] == "0/2 trainings"
+    assert [line.split("  ")[0] for line in said[1:]] == ["1/2", "2/2"]
+    assert said[-1].split("  ")[1] == "0 s left"
 
 
 def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

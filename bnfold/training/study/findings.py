@@ -134,9 +134,13 @@ def _rates(arms: Arms) -> Iterator[Finding]:
             f"Batch norm trains with larger learning rates ({init} initialisation)",
             HOLDS if largest["batch"] > largest["none"] else FAILS,
             f"Of {', '.join(f'{rate:g}' for rate in rates)}, the largest at which the mean accuracy is {_TRAINS:.0%} "
-            f"of the best one or more is {largest['batch']:g} with batch norm and {largest['none']:g} without. "
-            f"At {top:g}: {_final(runs['batch']):.1%} and {_final(runs['none']):.1%}.",
+            f"of the best one or more is {_rate(largest['batch'])} with batch norm and {_rate(largest['none'])} "
+            f"without. At {top:g}: {_final(runs['batch']):.1%} and {_final(runs['none']):.1%}.",
         )
+
+
+def _rate(largest: float) -> str:
+    return f"{largest:g}" if largest else "none of them"
 
 
 def _batches(arms: Arms) -> Iterator[Finding]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from bnfold.errors import BnfoldError
+from bnfold.training.duration import duration
 from bnfold.training.study.experiments import Arm, Experiment
 
 
@@ -61,10 +63,14 @@ def train_all(
         for seed in range(seeds)
     ]
     found = []
+    progress(f"0/{len(tasks)} trainings")
+    begun = time.monotonic()
     for number, run in enumerate(_results(tasks, jobs or _cores(device)), 1):
         found.append(run)
         result = run.failure or f"{run.final:.2%}"
-        progress(f"{number}/{len(tasks)}  {run.experiment}: {run.label}{_at(run)}, seed {run.seed}: {result}")
+        left = duration((time.monotonic() - begun) / number * (len(tasks) - number))
+        about = f"{run.experiment}: {run.label}{_at(run)}, seed {run.seed}: {result}"
+        progress(f"{number}/{len(tasks)}  {left} left  {about}")
     return sorted(found, key=lambda run: (run.experiment, run.label, run.place, run.seed))
 
 
