@@ -88,6 +88,9 @@ def restore(path: Path, run: Run, data: str) -> None:
     if run.history:
         run.kept = {name: tensor.detach().clone() for name, tensor in run.judged.state_dict().items()}
     _fill(path, _tensors(run), found)
+    steps = [tensor for name, tensor in found.items() if name.startswith("optimizer/") and name.endswith("/step")]
+    if not all(bool(step >= 1) for step in steps):
+        raise DataError(f"{path} has an optimiser that has taken less than one step; remove it and train anew")
     try:
         torch.set_rng_state(found["random/network"])
         run.generator.set_state(found["random/data"])

@@ -246,6 +246,14 @@ def test_a_snapshot_that_is_not_as_it_was_written_is_refused(
     assert path.read_bytes() == before
 
 
+@pytest.mark.parametrize("steps", [-1.0, float("nan")])
+def test_a_snapshot_of_no_steps_is_refused(recipe: Path, tmp_path: Path, steps: float) -> None:
+    path = stopped(recipe, tmp_path / "run", 1, SHORT + RICH)
+    edit(path, lambda tensors, _: tensors["optimizer/head.bias/step"].fill_(steps))
+    with pytest.raises(DataError, match="has an optimiser that has taken less than one step; remove it"):
+        train(recipe, resume=tmp_path / "run", overrides=SHORT + RICH)
+
+
 @pytest.mark.parametrize("size", [0, 7, 1000, -10])
 def test_a_snapshot_that_was_cut_short_is_refused(recipe: Path, tmp_path: Path, size: int) -> None:
     path = stopped(recipe, tmp_path / "run", 1, SHORT)
