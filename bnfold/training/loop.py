@@ -111,7 +111,7 @@ def _train_epoch(run: Run, training: Feed, forward: Forward) -> tuple[float, flo
         with autocast(wanted, run.device):
             with run_by(run.recipe.network.kind):
                 logits = forward(images)
-            loss = F.cross_entropy(logits, classes, label_smoothing=wanted.label_smoothing)
+                loss = F.cross_entropy(logits, classes, label_smoothing=wanted.label_smoothing)
             loss = group.part_of_mean(loss, len(classes), count)
         whole_loss = group.total(loss.detach())
         watch.note(whole_loss)

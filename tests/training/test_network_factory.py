@@ -108,6 +108,9 @@ class LateGradient(torch.autograd.Function):
 def late_gradient(shape, classes):
     return with_forward(lambda self, x: LateGradient.apply(Net.forward(self, x)))(shape, classes)
 
+def late_size(shape, classes):
+    return with_forward(lambda self, x: Net.forward(self, x)[: 3 if self.training else None])(shape, classes)
+
 def sized(shape, classes): return with_forward(lambda self, x: Net.forward(self, x)[:2])(shape, classes)
 
 def of_both(shape, classes):
@@ -264,9 +267,13 @@ def test_code_that_fails_later_on_is_one_sentence(folder: Path, in_eval: str) ->
     assert not list(folder.glob("run*"))
 
 
-def test_a_gradient_of_ones_own_that_fails_later_on_is_one_sentence(folder: Path) -> None:
-    with pytest.raises(DataError, match="fails in the middle of the training: ValueError: late trouble; see that"):
-        train(folder / "recipe.toml", output=folder / "run", overrides=['network={kind="ownnetworks:late_gradient"}'])
+@pytest.mark.parametrize(
+    ("name", "trouble"),
+    [("late_gradient", "late trouble"), ("late_size", r"Expected input batch_size \(3\) to match target batch_size")],
+)
+def test_a_gradient_or_a_shape_that_is_wrong_later_on_is_one_sentence(folder: Path, name: str, trouble: str) -> None:
+    with pytest.raises(DataError, match=f"fails in the middle of the training: ValueError: {trouble}"):
+        train(folder / "recipe.toml", output=folder / "run", overrides=[f'network={{kind="ownnetworks:{name}"}}'])
 
 
 @pytest.mark.parametrize(
