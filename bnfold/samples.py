@@ -189,7 +189,10 @@ def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
             arrays[specs[0].name] = arrays[alias]
     missing = [spec.name for spec in specs if spec.name not in arrays]
     if missing:
-        raise DataError(f"{path} has the arrays {sorted(arrays)}, expected one called '{missing[0]}' for that input")
+        raise DataError(
+            f"{path} has the arrays {sorted(arrays)}, expected one called '{missing[0]}', as the input of the network, "
+            "with samples preprocessed as it takes them; rename it or add it"
+        )
     return Samples({spec.name: arrays[spec.name] for spec in specs}, labels)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -110,6 +111,29 @@ def test_train_with_a_wrong_setting_is_one_sentence_and_writes_nothing(tmp_path,
     assert len(err.splitlines()) == 1
     assert found in err.lower()
     assert not list(tmp_path.iterdir())
+
+
+def test_train_says_what_was_reached_as_a_person_reads_it(checkpoint, capsys):
+    words = ["train", str(RECIPE), "--set", "train.epochs=2", "--resume", str(checkpoint)]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"\n  held out accuracy: \d+\.\d\d%\n  held out loss: [\d.]{1,7}\n", said)
+    assert "\n  epochs: 2\n" in said
+    counts = json.loads((checkpoint / "readiness.json").read_text())["counts"]
+    assert f"\n  fold-readiness: {counts.get('ready', 0)} of {sum(counts.values())} norms ready" in said
+    assert all(f"{word}: {count}" in said for word, count in counts.items() if word != "ready")
+    assert main([*words, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["readiness"] == counts
+
+
+def test_the_lines_of_python_in_the_docs_train_and_open_a_network(tmp_path):
+    page = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
+    code = next(block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "load_checkpoint" in block)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    code += "assert not network.training\n"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert re.match(r"epoch 1/2 .*\nepoch 2/2 .*\nruns/digits-mlp/1 0\.\d+\n", ran.stdout)
 
 
 def test_train_without_a_recipe_is_one_sentence(tmp_path, capsys):

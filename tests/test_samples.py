@@ -27,6 +27,12 @@ def test_reads_an_npz_by_input_name_and_labels(tmp_path: Path) -> None:
     assert samples.labels.tolist() == [0, 1, 2]
 
 
+def test_an_npz_of_a_training_is_told_what_a_network_is_given(tmp_path: Path) -> None:
+    np.savez(tmp_path / "d.npz", images=np.ones((3, 1, 4, 4)))
+    with pytest.raises(DataError, match=r"expected one called 'image', as the input of the network, .* preprocessed"):
+        load_samples(tmp_path / "d.npz", [SPEC])
+
+
 def test_reads_an_npz_that_calls_its_only_input_x(tmp_path: Path) -> None:
     np.savez(tmp_path / "d.npz", x=np.ones((3, 1, 4, 4)))
     samples = load_samples(tmp_path / "d.npz", [SPEC])

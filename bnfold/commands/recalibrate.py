@@ -27,7 +27,8 @@ def add(commands: Commands) -> None:
         metavar="PATH",
         type=Path,
         required=True,
-        help="the samples: an .npz, or a folder of images; their labels are not looked at",
+        help="the samples: a folder of images, or an .npz whose array 'input' is preprocessed as the network takes it; "
+        "labels are not looked at",
     )
     parser.add_argument(
         "-o",

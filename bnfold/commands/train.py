@@ -6,7 +6,7 @@ import argparse
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -64,6 +64,7 @@ def run(options: argparse.Namespace, console: Console) -> int:
     from bnfold.commands.console import shown
     from bnfold.training import train
     from bnfold.training.distributed import is_first_process
+    from bnfold.training.readiness.writing import verdict_counts
     from bnfold.training.voice import is_said_elsewhere
 
     with _terminated_like_interrupted():
@@ -87,15 +88,32 @@ def run(options: argparse.Namespace, console: Console) -> int:
     if not is_first_process():
         return 0
     metrics = checkpoint.meta["metrics"]
+    verdicts = verdict_counts(checkpoint.path)
     document = {
         "checkpoint": str(checkpoint.path),
         "name": checkpoint.name,
         "seed": checkpoint.meta["seed"],
         "metrics": metrics,
+        "readiness": verdicts,
     }
-    numbers = "\n".join(f"  {key}: {value}" for key, value in metrics.items())
-    console.result(document, f"{shown(checkpoint.path)}\n{numbers}")
+    lines = [f"  {key.replace('_', ' ')}: {_shown(key, value)}" for key, value in metrics.items()]
+    console.result(document, "\n".join([shown(checkpoint.path), *lines, f"  fold-readiness: {_readiness(verdicts)}"]))
     return 0
+
+
+def _shown(key: str, value: object) -> str:
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.2%}" if key.endswith("accuracy") else f"{value:.4g}"
+
+
+def _readiness(verdicts: Mapping[str, int] | None) -> str:
+    """What readiness.html says, in a line."""
+    if verdicts is None:
+        return "not judged"
+    ready, count = verdicts.get("ready", 0), sum(verdicts.values())
+    others = ", ".join(f"{verdict}: {norms}" for verdict, norms in sorted(verdicts.items()) if verdict != "ready")
+    return f"{ready} of {count} norms ready" + (f"; {others}; readiness.html says why" if others else "")
 
 
 @contextlib.contextmanager

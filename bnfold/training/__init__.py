@@ -7,15 +7,15 @@ What to train
 
 Training
     trainer.py      recipe -> checkpoint
-    loop.py         the epochs of a run; run.py: all that its next step depends on
-    execution.py    device, precision, compilation; memory.py: a batch that does not fit
+    loop.py         the epochs of a run; run.py: all that its next step depends on; followers.py: who hears of it
+    execution.py    device, precision, compilation; memory.py: a batch that does not fit; smallest_batch.py
     distributed.py  one training in several processes; voice.py: which of them says why it ended
-    optimizers.py   schedules.py  augmentation.py  ema.py
+    optimizers.py   schedules.py  augmentation.py  ema.py  duration.py
     divergence.py   a loss that is no longer finite; trends.py: the norms, epoch by epoch
     place.py        where a run is written; snapshot.py: what it goes on from
 
 What comes of it
-    checkpoint.py   writing and strict reading; architecture.py: the network in it
+    checkpoint.py   strict reading; saving.py: writing; folders.py: whole or not at all; architecture.py: the network
     curves.py       history as CSV and as a picture; scalars.py: for TensorBoard; tracking.py: for MLflow
     readiness/      what folding will meet in a network
     statistics.py   running statistics over a data set; recalibration.py: a checkpoint with new ones

@@ -149,6 +149,12 @@ def test_a_class_that_only_one_part_has_is_named(tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_part_without_the_other_is_said_to_be_one(tmp_path: Path) -> None:
+    write(tmp_path / "train")
+    with pytest.raises(DataError, match=r"is a folder in that of a class; .*train/<class>/ and val/<class>/, both"):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["red/a.gif", "red/notes.txt", "red/without_ending"])
 def test_a_file_that_is_not_read_is_named_rather_than_passed_over(tmp_path: Path, name: str) -> None:
     write(tmp_path)

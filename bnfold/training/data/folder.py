@@ -73,6 +73,11 @@ def _pictures(root: Path) -> dict[str, list[Path]]:
 def _files(folder: Path) -> list[Path]:
     found = _visible(folder)
     for item in found:
+        if item.is_dir():
+            raise DataError(
+                f"{item} is a folder in that of a class; expected pictures in <class>/, or in train/<class>/ and "
+                "val/<class>/, both of them; move or rename the folders"
+            )
         if item.suffix.lower() not in IMAGES or not item.is_file():
             raise DataError(
                 f"{item} is no picture that is read; expected files ending in {', '.join(IMAGES)} in the folder of a "

@@ -48,6 +48,15 @@ def write_readiness(
     (folder / PAGE).write_text(page, "utf-8", errors="backslashreplace")
 
 
+def verdict_counts(folder: Path) -> dict[str, int] | None:
+    """How many norms got which verdict, as the file in a checkpoint has it; None where there is no such file."""
+    try:
+        counts = json.loads((folder / DOCUMENT).read_text("utf-8"))["counts"]
+        return {str(word): int(count) for word, count in counts.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # somebody may have removed it
+        return None
+
+
 def _document(name: str, found: Readiness) -> dict[str, Any]:
     """JSON has no NaN and no infinity: numbers that are not finite are written as "nan", "inf", "-inf"."""
     rows = [_row(row) for row in found.norms]
