@@ -43,7 +43,7 @@ def find(spec: str, what: str, places: Sequence[Path]) -> Any:
     except (Exception, SystemExit) as problem:
         where = ""
         if isinstance(problem, ModuleNotFoundError) and problem.name == module_name:
-            looked = " and ".join(str(place) for place in reversed(places))
+            looked = " and ".join(dict.fromkeys(str(place) for place in reversed(places)))
             where = f"; looked for in {looked} and on Python's path; go where it lies, or set PYTHONPATH to that"
         raise DataError(f"{what} cannot be made: {said(problem)}{where}") from problem
     return factory

@@ -322,6 +322,10 @@ def test_beside_the_recipe_comes_before_the_current_folder(folder: Path, monkeyp
     with pytest.raises(DataError) as raised:
         train(folder / "recipe.toml", output=folder / "three", overrides=["network.kind=nowhere:make"])
     assert f"looked for in {folder} and {current} and on Python's path" in str(raised.value)
+    monkeypatch.chdir(folder)
+    with pytest.raises(DataError) as once:
+        train(folder / "recipe.toml", output=folder / "three", overrides=["network.kind=nowhere:make"])
+    assert f"looked for in {folder} and on Python's path" in str(once.value)
 
 
 def test_channels_last_is_for_the_kernels_of_two_dimensions(folder: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from bnfold.training.recipe import load_recipe
 from bnfold.training.study import run_study
 from bnfold.training.study.experiments import plan
 from bnfold.training.study.findings import FAILS, HOLDS, OPEN, find, interval
-from bnfold.training.study.plots import sweep
+from bnfold.training.study.plots import curves, sweep
 from bnfold.training.study.runs import Run
 
 ROOT = Path(__file__).parents[2]
@@ -105,6 +106,11 @@ def test_small_batches_are_judged_by_the_difference(group: list[float], verdict:
     assert alone.verdict == HOLDS
     assert "It cannot be trained: the loss became nan" in alone.sentence
     assert "layer norm 81.0%" in alone.sentence
+    more = 100 * (sum(group) / 3 - 0.81)
+    assert (
+        f"batch norm 81.0% [78.5%, 83.5%] (n = 3), a difference of {more:+.2f} ["
+        in found["And at batches of 128"].sentence
+    )
 
 
 def test_a_batch_norm_that_trains_on_one_sample_is_not_hidden() -> None:
@@ -188,6 +194,12 @@ def test_what_cannot_be_trained_is_a_finding_and_no_zero_in_plot_and_table(tmp_p
     assert page.count("<td class=num>") == 18
     assert "cannot be trained</text>" in page, "in the legend of the plot"
     assert "Trainings that did not come to their end: 1 of 18. batch at 1: train.batch_size is 1, and the norm" in page
+
+
+def test_epochs_are_counted_in_whole_numbers() -> None:
+    drawn = curves([{"label": "batch", "accuracies": [0.5, 0.6], "failure": ""}])
+    ticks = set(re.findall(r">(\d[\d.]*)</text>", drawn))
+    assert ticks == {"1", "2"}
 
 
 def test_a_line_of_the_plot_is_broken_where_nothing_was_trained(monkeypatch: pytest.MonkeyPatch) -> None:

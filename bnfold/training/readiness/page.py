@@ -144,7 +144,7 @@ def _statistics(found: Readiness) -> Iterator[str]:
     shift = log_axis((row.mean_shift for row in rows), SHIFT, 1e-4)
     factor = log_axis((row.variance_factor for row in rows), FACTOR, 1.0)
     heads = (
-        "norm", scale(shift, 'means off by'), "#worst", scale(factor, 'variances off by'), "#worst",
+        "norm", scale(shift, 'means off by'), "#worst mean", scale(factor, 'variances off by'), "#worst variance",
     )  # fmt: skip
     yield '<section id="statistics"><h2>Running statistics against what is seen</h2>'
     yield table(

@@ -149,8 +149,8 @@ def _batches(arms: Arms) -> Iterator[Finding]:
     for size in (sizes[0], sizes[-1]):
         loss = _difference(arms["group", size], arms["batch", size])
         sentence = (
-            f"At {size:g} samples a step group norm is {loss:.2f} percentage points above batch norm: "
-            f"{_final(arms['group', size]):.1%} and {_final(arms['batch', size]):.1%}; layer norm "
+            f"At {size:g} samples a step group norm reaches {_final(arms['group', size]):.1%} and batch norm "
+            f"{_final(arms['batch', size]):.1%}, a difference of {loss:+.2f} percentage points; layer norm reaches "
             f"{_final(arms['layer', size]):.1%}."
         )
         if size == sizes[0]:
@@ -187,8 +187,8 @@ def _order(arms: Arms) -> Iterator[Finding]:
     verdict = OPEN if _verdict(more) == OPEN else SEEN
     yield Finding(
         "order", "Whether the norm stands better before the activation", verdict,
-        f"Before the activation it is {more:.2f} percentage points above after it: {_final(before):.1%} and "
-        f"{_final(after):.1%}. Both fold: the second into the linear behind it.",
+        f"Before the activation it reaches {_final(before):.1%} and after it {_final(after):.1%}, a difference of "
+        f"{more:+.2f} percentage points. Both fold: the second into the linear behind it.",
     )  # fmt: skip
 
 
@@ -200,6 +200,7 @@ def _bias(arms: Arms) -> Iterator[Finding]:
         verdict = FAILS
     yield Finding(
         "bias", f"A bias before batch norm changes the accuracy by less than {_SAME:g} percentage point", verdict,
-        f"With it the accuracy is {more:.2f} percentage points above that without: {_final(with_bias):.1%} and "
-        f"{_final(without):.1%}. The mean of the batch takes such a bias away, and its gradient is rounding alone.",
+        f"With it the accuracy is {_final(with_bias):.1%} and without {_final(without):.1%}, a difference of "
+        f"{more:+.2f} percentage points. The mean of the batch takes such a bias away, and its gradient is rounding "
+        "alone.",
     )  # fmt: skip

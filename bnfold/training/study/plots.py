@@ -29,6 +29,7 @@ def curves(runs: Runs) -> str:
             axes.plot(epochs, [fmean(row) for row in values], dash, color=colour, label=label)
             axes.fill_between(epochs, list(map(min, values)), list(map(max, values)), color=colour, alpha=0.15, lw=0)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(frameon=False, fontsize=9)
 
     return _figure(draw)
