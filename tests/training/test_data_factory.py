@@ -104,6 +104,7 @@ def test_a_key_means_nothing_to_it(folder: Path) -> None:
         ("labels=('one',)", "has the labels ['one'], expected two or more printable texts"),
         ("labels=(0, 1)", "has the labels [0, 1], expected two or more printable texts"),
         ("labels=('a', 'a')", "has a label twice"),
+        ("labels=None", "has an object of type NoneType as 'labels', expected a tuple of texts"),
         ("name=''", "has the name '', expected a printable text"),
     ],
 )  # fmt: skip

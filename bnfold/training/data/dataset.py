@@ -90,6 +90,8 @@ def check(dataset: Dataset, what: str) -> None:
             )
     if images.dtype == np.float32 and not np.isfinite(images).all():
         raise DataError(f"{what} has NaN or infinite values in its images, expected finite ones; repair them")
+    if not isinstance(labels, list | tuple):
+        raise DataError(f"{what} has an object of type {type(labels).__name__} as 'labels', expected a tuple of texts")
     if len(labels) < 2 or not all(str(label) == label and label and label.isprintable() for label in labels):
         raise DataError(f"{what} has the labels {list(labels)!r:.200}, expected two or more printable texts")
     if str(dataset.name) != dataset.name or not dataset.name or not dataset.name.isprintable():
