@@ -45,12 +45,14 @@ def load_samples(
     *,
     preprocessing: Preprocessing | None = None,
     labels: Sequence[str] | None = None,
+    is_labelled: bool = True,
 ) -> Samples:
     """Read samples for a network with these inputs.
 
     data: an .npz with an array for each input (a network with one input may call it `x`, `inputs` or `data`) and
     optionally `labels` or `y`; a folder of images, or of one folder of images a class, named by label or by number
     (`preprocessing` says how an image becomes the input); or a pair of arrays, the second one None or labels.
+    is_labelled: whether the labels are read; otherwise any folders and labels will do, and none are given.
 
     Raises DataError for what does not fit the inputs.
     """
@@ -61,10 +63,10 @@ def load_samples(
     if not path.exists():
         raise DataError(f"{path} is not there; expected an .npz file or a folder of images; correct the path")
     if path.is_dir():
-        return checked(_folder(path, specs, preprocessing, labels), specs, str(path), classes)
+        return checked(_folder(path, specs, preprocessing, labels, is_labelled), specs, str(path), classes)
     if path.suffix != ".npz":
         raise DataError(f"{path} is no data set that is known; expected an .npz file or a folder of images")
-    return checked(_archive(path, specs), specs, str(path), classes)
+    return checked(_archive(path, specs, is_labelled), specs, str(path), classes)
 
 
 def read_labels(labels: Sequence[str] | Path | str) -> tuple[str, ...]:
@@ -177,12 +179,13 @@ def unpack(path: Path, most: int, remedy: str) -> dict[str, Any]:
         ) from None
 
 
-def _archive(path: Path, specs: Sequence[TensorSpec]) -> Samples:
+def _archive(path: Path, specs: Sequence[TensorSpec], is_labelled: bool) -> Samples:
     arrays = unpack(path, MAX_BYTES, "give fewer samples")
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray):
             raise DataError(f"{path}: '{name}' is no array; expected arrays as numpy.savez writes them")
-    labels = next((_as_labels(arrays[name], f"{path}: {name}") for name in _LABELS if name in arrays), None)
+    named = [name for name in _LABELS if is_labelled and name in arrays]
+    labels = _as_labels(arrays[named[0]], f"{path}: {named[0]}") if named else None
     if len(specs) == 1 and specs[0].name not in arrays:
         alias = next((name for name in ("x", "inputs", "data") if name in arrays), None)
         if alias is not None:
@@ -206,7 +209,11 @@ def _as_labels(values: Any, what: str) -> Array | None:
 
 
 def _folder(
-    path: Path, specs: Sequence[TensorSpec], preprocessing: Preprocessing | None, labels: Sequence[str] | None
+    path: Path,
+    specs: Sequence[TensorSpec],
+    preprocessing: Preprocessing | None,
+    labels: Sequence[str] | None,
+    is_labelled: bool,
 ) -> Samples:
     if preprocessing is None or len(specs) != 1:
         raise DataError(
@@ -219,7 +226,7 @@ def _folder(
         raise DataError(f"{path} has no image in it; expected files ending in {', '.join(IMAGES)}")
     images = [_image(item, preprocessing) for item in files]
     classes = None
-    if all(item.parent != path for item in files):
+    if is_labelled and all(item.parent != path for item in files):
         classes = np.asarray([_class_of(item, path, labels) for item in files], np.int64)
     return Samples({specs[0].name: np.stack(images)}, classes)
 

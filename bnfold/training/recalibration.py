@@ -97,7 +97,7 @@ def recalibrate_checkpoint(
 
 def _images(old: Checkpoint, data: Path | str) -> Array:
     spec = TensorSpec("input", "float32", (-1, *old.input_shape))
-    samples = load_samples(Path(data), [spec], preprocessing=old.preprocessing, labels=old.labels)
+    samples = load_samples(Path(data), [spec], preprocessing=old.preprocessing, is_labelled=False)
     images = samples.inputs["input"]
     if len(images) < 2:
         raise DataError(f"{data} has {len(images)} sample, expected 2 or more; one alone has no variance")

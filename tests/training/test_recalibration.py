@@ -99,6 +99,17 @@ def test_a_folder_of_pictures_will_do(checkpoint: Checkpoint, tmp_path: Path) ->
     assert load_checkpoint(tmp_path / "new").meta["metrics"]["recalibrated_on"] == "pictures"
 
 
+def test_labels_of_another_domain_are_not_looked_at(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    images = dimmed(checkpoint)[:8]
+    for at, image in enumerate(images):
+        folder = tmp_path / "pictures" / f"camera {at % 2}"  # no class of the network
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().astype(np.uint8)).save(folder / f"{at}.png")
+    assert recalibrate_checkpoint(checkpoint.path, tmp_path / "pictures", tmp_path / "one").samples == 8
+    np.savez(tmp_path / "d.npz", x=images, labels=np.full(3, "night"))
+    assert recalibrate_checkpoint(checkpoint.path, tmp_path / "d.npz", tmp_path / "two").samples == 8
+
+
 @pytest.mark.parametrize(
     ("x", "message"),
     [
