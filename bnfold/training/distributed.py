@@ -9,11 +9,13 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
@@ -21,6 +23,8 @@ from bnfold.errors import DataError
 from bnfold.training.networks.batch_renorm import BatchRenorm
 from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 from bnfold.training.recipe import Recipe
+
+_FAREWELL = timedelta(seconds=60)
 
 
 class LeftAlone(DataError):
@@ -132,13 +136,26 @@ def processes(recipe: Recipe, device: torch.device) -> Iterator[Group]:
             )
         torch.cuda.set_device(local or 0)
     try:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        store, _, _ = next(rendezvous("env://"))
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as problem:
         raise LeftAlone(f"process {rank} of {size} cannot join the others: {_first_line(problem)}") from None
     try:
         yield Group(rank, size)
+        _wait_for_all(store, size)
     finally:
         dist.destroy_process_group()
+
+
+def _wait_for_all(store: Any, size: int) -> None:
+    """Until every process is done, so that none closes its connections while another still sums up over them.
+
+    store: of torch.distributed, at which they met.
+    """
+    with contextlib.suppress(RuntimeError):  # whatever becomes of the others now, the training is over
+        if store.add("bnfold/done", 1) == size:
+            store.set("bnfold/all done", "1")
+        store.wait(["bnfold/all done"], _FAREWELL)
 
 
 def is_first_process() -> bool:
