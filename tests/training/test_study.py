@@ -72,6 +72,17 @@ def test_one_seed_decides_nothing() -> None:
     assert {found.verdict for found in findings("speed", arms).values()} == {OPEN}
 
 
+def test_two_seeds_that_happen_to_agree_decide_nothing() -> None:
+    runs = {("with a bias", 0.0): [[0.97], [0.98]], ("without a bias", 0.0): [[0.97], [0.98]]}
+    assert {each.verdict for each in findings("bias", runs).values()} == {OPEN}
+    faster = {
+        (f"{norm}, {init} initialisation", 0.0): [values, values]
+        for norm, values in (("batch", [0.9, 0.99]), ("none", [0.2, 0.99]))
+        for init in ("default", "he")
+    }
+    assert {each.verdict for each in findings("speed", faster).values()} == {OPEN}
+
+
 @pytest.mark.parametrize(("most", "verdict"), [(1, HOLDS), (4, FAILS)])
 def test_larger_rates_are_those_at_which_more_than_nine_tenths_are_reached(most: int, verdict: str) -> None:
     arms = {}

@@ -13,6 +13,7 @@ from bnfold.training.study.runs import Run
 HOLDS, FAILS, OPEN, SEEN = "holds", "does not hold here", "not decided", "seen"
 _SHARE = 0.95  # of the best mean final accuracy: what a run has to reach
 _SAME = 1.0  # percentage points: a difference that is smaller makes no difference
+_FEWEST = 3  # seeds: two that happen to differ by the same have an interval of no width
 _TRAINS = 0.9  # of the best mean final accuracy: from here on a learning rate is said to train
 
 
@@ -86,7 +87,7 @@ def _difference(one: Sequence[Run], other: Sequence[Run]) -> Interval:
 
 def _verdict(difference: Interval) -> str:
     """Whether a difference that should be above zero is."""
-    if math.isnan(difference.low) or difference.low <= 0 <= difference.high:
+    if difference.n < _FEWEST or difference.low <= 0 <= difference.high:
         return OPEN
     return HOLDS if difference.low > 0 else FAILS
 
@@ -195,9 +196,10 @@ def _order(arms: Arms) -> Iterator[Finding]:
 def _bias(arms: Arms) -> Iterator[Finding]:
     without, with_bias = arms["without a bias", 0.0], arms["with a bias", 0.0]
     more = _difference(with_bias, without)
-    verdict = HOLDS if more.low > -_SAME and more.high < _SAME else OPEN
-    if more.low > _SAME or more.high < -_SAME:
-        verdict = FAILS
+    verdict = OPEN
+    if more.n >= _FEWEST:
+        verdict = HOLDS if more.low > -_SAME and more.high < _SAME else OPEN
+        verdict = FAILS if more.low > _SAME or more.high < -_SAME else verdict
     yield Finding(
         "bias", f"A bias before batch norm changes the accuracy by less than {_SAME:g} percentage point", verdict,
         f"With it the accuracy is {_final(with_bias):.1%} and without {_final(without):.1%}, a difference of "
