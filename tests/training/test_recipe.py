@@ -67,6 +67,9 @@ def test_overrides_reach_into_tables_and_are_values_as_in_toml(tmp_path: Path) -
         ("network.widths=[]", "network.widths"),
         ("network.widths=[8, -1]", "network.widths"),
         ("network.depth=3", "unknown key 'network.depth'"),
+        ("epochs=3", "; train.epochs may be meant"),
+        ("kind=sgd", "; network.kind or optimizer.kind may be meant"),
+        ("train.epoch=3", "; train.epochs may be meant"),
         ("optimiser.kind=sgd", "unknown key 'optimiser'"),
         ("name.x=1", "not a table"),
         ("name=../up", "no dot first"),
@@ -88,6 +91,11 @@ def test_each_fault_is_one_sentence_with_the_key(tmp_path: Path, override: str, 
         load_recipe(write(tmp_path, GOOD), [override])
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_nothing_is_guessed_where_nothing_is_near(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"known here are [a-z, ]*augmentation$"):
+        load_recipe(write(tmp_path, GOOD), ["zzz=1"])
 
 
 def test_blocks_are_read_for_a_residual_network(tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -20,6 +21,10 @@ T = TypeVar("T")
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,127}")
 _TOP = ("name", "seed", "data", "network", "optimizer", "train", "augmentation")
+_KEYS = {
+    part.__name__.lower(): {each.name for each in fields(part)}
+    for part in (Data, Network, Optimizer, Train, Augmentation)
+}
 LARGEST_SEED = 2**31 - 1
 
 
@@ -101,7 +106,15 @@ class _Where:
     def unknown(self, name: str, known: tuple[str, ...]) -> NoReturn:
         raise DataError(
             f"the recipe {self.file} has the unknown key '{self.prefix}{name}'; known here are {', '.join(known)}"
+            + self._guess(name, known)
         )
+
+    def _guess(self, name: str, known: tuple[str, ...]) -> str:
+        """What may have been meant: a key that is written nearly so, or outside of tables the same in one of these."""
+        meant = [f"{self.prefix}{each}" for each in get_close_matches(name, known, 1)]
+        if not self.prefix:
+            meant += [f"{table}.{name}" for table, names in _KEYS.items() if name in names]
+        return f"; {' or '.join(meant)} may be meant" if meant else ""
 
     def missing(self, name: str) -> NoReturn:
         raise DataError(f"the recipe {self.file} has no '{self.prefix}{name}'; it must say it")
