@@ -163,7 +163,8 @@ def check_same(place: Path, wanted: Mapping[str, Any], found: Mapping[str, Any])
     """Raise DataError, with the key, where the recipe is not the one of the run at a place."""
     mine, theirs = flat(wanted), flat(found)
     for name in sorted(mine.keys() | theirs.keys()):
-        if mine.get(name) != theirs.get(name):
+        # As text: to Python, true is 1, and to the code of one's own that gets it, it need not be.
+        if json.dumps(mine.get(name)) != json.dumps(theirs.get(name)):
             raise DataError(
                 f"the recipe has {mine.get(name)!r:.80} as '{name}', but the run to be resumed at {place} has "
                 f"{theirs.get(name)!r:.80}; give the recipe and every --set of that run"

@@ -18,6 +18,7 @@ from bnfold.training import load_recipe, train, trainer
 from bnfold.training.data import load_dataset
 from bnfold.training.recipe import Data
 from bnfold.training.run import best_epoch
+from bnfold.training.snapshot import check_same
 from bnfold.training.trainer import train_in_memory
 
 SHORT = ["train.epochs=4", "network.widths=[4, 4]"]
@@ -143,6 +144,11 @@ def test_another_recipe_is_refused_with_the_key_that_differs(
     with pytest.raises(DataError, match=rf"as '{key}', but the run to be resumed at .*run\.partial has"):
         train(recipe, resume=tmp_path / "run", overrides=[*SHORT, other])
     assert path.read_bytes() == before
+
+
+def test_true_is_another_argument_than_one() -> None:
+    with pytest.raises(DataError, match=r"has True as 'network\.args\.deep', but .* has 1;"):
+        check_same(Path("run"), {"network": {"args": {"deep": True}}}, {"network": {"args": {"deep": 1}}})
 
 
 def test_other_data_are_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
