@@ -92,7 +92,8 @@ def test_a_message_without_a_key_is_not_taken_into_memory(digits_only: Path, tmp
         unknown = most(doors.child.child) - before
         assert outcome(infer, message([bytes(size)]), metadata=known) is INVALID
         taken = most(doors.child.child) - before
-    assert unknown < size < taken
+    # gRPC reads ahead a few MB of every call, how far hangs on the machine; a message with a key is taken whole.
+    assert unknown / calls < size / 3 < size < taken
 
 
 def test_sigterm_finishes_what_was_accepted_and_ends_streams(digits_only: Path, tmp_path: Path):
