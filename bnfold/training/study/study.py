@@ -14,7 +14,8 @@ from typing import Any
 import bnfold
 from bnfold.errors import DataError
 from bnfold.training.folders import check_folder, write_folder
-from bnfold.training.recipe import load_recipe
+from bnfold.training.recipe import Recipe, load_recipe
+from bnfold.training.snapshot import recipe_document
 from bnfold.training.study.experiments import Experiment, plan
 from bnfold.training.study.findings import Finding, find
 from bnfold.training.study.page import render
@@ -83,28 +84,16 @@ def run_study(
 
 
 def _about(
-    path: Path, overrides: Sequence[str], names: Sequence[str], seeds: int, base: Any, device: str, output: Path
+    path: Path, overrides: Sequence[str], names: Sequence[str], seeds: int, base: Recipe, device: str, output: Path
 ) -> dict[str, Any]:
     import torch
 
-    chosen = [f"--experiment={name}" for name in names]
-    kept = {key: value for key, value in dataclasses.asdict(base).items() if key != "folder"}
+    changes = [f"--set={text}" for text in overrides] + [f"--experiment={name}" for name in names]
     return {
-        "command": shlex.join(
-            [
-                "bnfold",
-                "study",
-                str(path),
-                *(f"--set={text}" for text in overrides),
-                *chosen,
-                f"--seeds={seeds}",
-                "-o",
-                str(output),
-            ]
-        ),
+        "command": shlex.join(["bnfold", "study", str(path), *changes, f"--seeds={seeds}", "-o", str(output)]),
         "seeds": seeds,
         "device": device,
-        "recipe": kept,
+        "recipe": recipe_document(base),
         "bnfold": bnfold.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
