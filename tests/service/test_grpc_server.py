@@ -76,7 +76,8 @@ def test_a_message_without_a_key_is_not_taken_into_memory(digits_only: Path, tmp
     keys = tmp_path / "keys"
     keys.write_text("a-key-for-inference\n")
     keys.chmod(0o600)
-    size, calls = 30 * 2**20, 8
+    # gRPC itself reads up to some 40 MB ahead on a connection, more on a busy machine.
+    size, calls = 60 * 2**20, 8
 
     def most(child: Any) -> int:
         status = Path(f"/proc/{child.pid}/status").read_text()
@@ -92,8 +93,7 @@ def test_a_message_without_a_key_is_not_taken_into_memory(digits_only: Path, tmp
         unknown = most(doors.child.child) - before
         assert outcome(infer, message([bytes(size)]), metadata=known) is INVALID
         taken = most(doors.child.child) - before
-    # gRPC reads ahead a few MB of every call, how far hangs on the machine; a message with a key is taken whole.
-    assert unknown / calls < size / 3 < size < taken
+    assert unknown < size < taken
 
 
 def test_sigterm_finishes_what_was_accepted_and_ends_streams(digits_only: Path, tmp_path: Path):

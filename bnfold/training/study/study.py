@@ -62,7 +62,7 @@ def run_study(
     """
     path, folder = Path(recipe), Path(output)
     if seeds < 1:
-        raise DataError(f"a study with {seeds} seeds says nothing; expected 1 or more, and 2 or more for intervals")
+        raise DataError(f"a study with {seeds} seeds says nothing; expected 1 or more, and 3 or more for verdicts")
     check_folder(folder, "study")
     base = load_recipe(path, overrides)
     planned = plan(base, tuple(experiments))
