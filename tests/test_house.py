@@ -225,3 +225,15 @@ def test_ci_runs_make_test_in_a_new_environment():
     assert os.access(script, os.X_OK)
     assert "set -euo pipefail" in text
     assert re.search(r'^make test VENV="\$venv"$', text, re.MULTILINE)
+
+
+def test_no_test_is_named_by_bytes_that_may_hold_the_time(request: pytest.FixtureRequest):
+    named = [item.nodeid for item in request.session.items if _is_named_by_bytes(item)]
+    assert not named, "these names can differ between the processes that share the tests out: give the cases ids"
+
+
+def _is_named_by_bytes(item: pytest.Item) -> bool:
+    params = item.callspec.params if hasattr(item, "callspec") else {}
+    return any(
+        repr(value)[2:-1] in item.name for value in params.values() if isinstance(value, bytes) and not value.isascii()
+    )

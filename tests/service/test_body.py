@@ -97,6 +97,7 @@ def test_a_body_of_exactly_the_cap_passes():
         gzip.compress(b"one") + gzip.compress(b"two"),
         b"",
     ],
+    ids=["not compressed", "cut off", "more after it", "two members", "empty"],
 )
 def test_refuses_damaged_compression(body: bytes):
     with pytest.raises(BadRequest):
