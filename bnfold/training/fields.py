@@ -40,7 +40,8 @@ def key(
 ) -> Any:
     """A field: what it means, its default, and the range of a number or of each number of a list.
 
-    above: the lowest value itself is left out. The type is one of bool, int, float, str, Literal and tuple[int, ...].
+    above: the lowest value itself is left out. The type is one of bool, int, float, str, Literal, tuple[int, ...] and
+    int | tuple[int, ...].
     """
     metadata = {"meaning": meaning, "low": low, "high": high, "above": above, "required": default is REQUIRED}
     return dataclasses.field(default=None if default is REQUIRED else default, metadata=metadata)
@@ -72,7 +73,10 @@ class Key:
         if self.kind is float:
             return f"a number {'above' if self.above else 'from'} {self.low:g} up to {self.high:g}"
         numbers = f"from {self.low:g} to {self.high:g}" if self.high < 1e6 else f"from {self.low:g}"
-        return f"an integer {numbers}" if self.kind is int else f"a list of 1 to {_MOST_ITEMS} integers {numbers}"
+        if self.kind is int:
+            return f"an integer {numbers}"
+        either = "an integer or " if self._takes_one else ""
+        return f"{either}a list of 1 to {_MOST_ITEMS} integers {numbers}"
 
     def check(self, value: object, faults: Faults) -> Any:
         """The value as the field holds it."""
@@ -82,7 +86,14 @@ class Key:
             return float(value)  # type: ignore[arg-type]
         return tuple(value) if isinstance(value, list) else value
 
+    @property
+    def _takes_one(self) -> bool:
+        """Whether it takes an integer in place of a list of them."""
+        return bool(self.kind == int | tuple[int, ...])
+
     def _takes(self, value: Any) -> bool:
+        if self._takes_one and type(value) is int:
+            return self._holds(value)
         if self.kind is int or self.kind is float:
             return type(value) in (int, self.kind) and self._holds(value)
         if self.kind is bool or self.kind is str:

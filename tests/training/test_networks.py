@@ -23,6 +23,8 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "plain_cnn": ("plain_cnn", {"widths": [4, 6, 8]}),
     "resnet 1": ("resnet", {"widths": [4, 8]}),
     "resnet 2": ("resnet", {"widths": [4, 8], "version": 2}),
+    "resnet 1 bottleneck": ("resnet", {"widths": [2, 4], "blocks": [1, 2], "block": "bottleneck"}),
+    "resnet 2 bottleneck": ("resnet", {"widths": [2, 4], "block": "bottleneck", "version": 2}),
     "vgg_bn": ("vgg_bn", {"widths": [4, 6], "convolutions": [1, 2]}),
     "mobilenet 1": ("mobilenet", {"widths": [4, 8], "expansion": 0}),
     "mobilenet 2": ("mobilenet", {"widths": [4, 8], "expansion": 2}),
@@ -30,6 +32,10 @@ SMALL: dict[str, tuple[str, dict[str, Any]]] = {
     "repvgg": ("repvgg", {"widths": [4, 8]}),
     "airbench": ("airbench", {"widths": [6]}),
 }
+# Layers that never have a bias: the shortcuts of version 2, and the head of the speed run.
+BARE = {"resnet 2": 1, "resnet 2 bottleneck": 2, "airbench": 1}
+# Of these a norm stays; in the speed run one whose gamma is negative, as none of its own ever is.
+KEEPS_SOME = ("resnet 2", "resnet 2 bottleneck", "densenet", "airbench")
 CALIBRATED = ("batch", "frozen_batch", "batch_renorm", "handwritten")
 
 
@@ -111,6 +117,12 @@ def test_folds_as_its_float64_self_says(case: str) -> None:
     assert counts["folded"] > 0
 
 
+@pytest.mark.parametrize("case", [case for case in SMALL if case not in KEEPS_SOME])
+def test_where_every_norm_follows_a_layer_all_of_them_fold(case: str) -> None:
+    report = assert_folds(case, "batch")
+    assert report.counts["folded"] == len(report.norms)
+
+
 @pytest.mark.parametrize("norm", norms("plain_cnn"))
 def test_every_norm_of_pictures_that_eval_fixes_folds(norm: str) -> None:
     counts = assert_folds("plain_cnn", norm).counts
@@ -153,17 +165,18 @@ def test_the_order_says_where_the_norm_stands_and_which_layer_has_a_bias(case: s
 @pytest.mark.parametrize("case", SMALL)
 def test_without_norms_the_layers_have_biases(case: str) -> None:
     layers = [layer for layer in built(case, norm="none").modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    # A shortcut's would stand beside that of the last convolution; the head of the speed run has none.
-    assert sum(layer.bias is None for layer in layers) == {"resnet 2": 1, "airbench": 1}.get(case, 0)
+    assert sum(layer.bias is None for layer in layers) == BARE.get(case, 0)
 
 
 @pytest.mark.parametrize("case", SMALL)
 def test_the_bias_of_every_layer_before_a_norm_can_be_kept(case: str) -> None:
     layers = [layer for layer in built(case, bias=True).modules() if isinstance(layer, nn.Linear | nn.Conv2d)]
-    assert sum(layer.bias is None for layer in layers) == {"resnet 2": 1, "airbench": 1}.get(case, 0)
+    assert sum(layer.bias is None for layer in layers) == BARE.get(case, 0)
 
 
-@pytest.mark.parametrize("case", ["mlp", "plain_cnn", "resnet 1", "vgg_bn", "mobilenet 1", "mobilenet 2", "repvgg"])
+@pytest.mark.parametrize(
+    "case", ["mlp", "plain_cnn", "resnet 1", "resnet 1 bottleneck", "vgg_bn", "mobilenet 1", "mobilenet 2", "repvgg"]
+)
 def test_batch_norm_takes_such_a_bias_away(case: str) -> None:
     network = built(case, bias=True).double().train()
     F.cross_entropy(network(torch.rand(8, *DIGITS).double()), torch.arange(8) % CLASSES).backward()
@@ -194,6 +207,47 @@ def test_zero_gamma_lets_each_block_begin_as_identity_and_learn() -> None:
     assert all(gamma.grad is not None and bool(gamma.grad.any()) for gamma in gammas)
 
 
+def test_zero_gamma_lets_a_bottleneck_begin_as_identity() -> None:
+    network = built("resnet 1 bottleneck", zero_gamma=True)
+    assert not any(bool(block.bn3.weight.any()) for block in network.stages)
+    x = torch.rand(2, 16, 8, 8)
+    assert torch.equal(network.stages[2](x), x)
+
+
+# What the networks of the paper have at 1,000 classes, as torchvision counts them.
+@pytest.mark.parametrize(
+    ("block", "blocks", "parameters"),
+    [
+        ("basic", [2, 2, 2, 2], 11_689_512),
+        ("basic", [3, 4, 6, 3], 21_797_672),
+        ("bottleneck", [3, 4, 6, 3], 25_557_032),
+        ("bottleneck", [3, 4, 23, 3], 44_549_160),
+    ],
+)
+def test_the_residual_networks_that_have_a_name_can_be_said(block: str, blocks: list[int], parameters: int) -> None:
+    args = {"widths": [64, 128, 256, 512], "blocks": blocks, "block": block, "stem": "imagenet"}
+    with torch.device("meta"):
+        network = build_network("resnet", LARGE, 1000, args)
+    assert sum(parameter.numel() for parameter in network.parameters()) == parameters
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_the_middle_of_a_bottleneck_halves_the_size(version: int) -> None:
+    network = built("resnet 1 bottleneck", version=version)
+    strides = [[layer.stride[0] for layer in (block.conv1, block.conv2, block.conv3)] for block in network.stages]
+    assert strides == [[1, 1, 1], [1, 2, 1], [1, 1, 1]]
+
+
+@pytest.mark.parametrize("case", ["resnet 1", "resnet 2 bottleneck", "mobilenet 1", "mobilenet 2", "repvgg"])
+def test_stages_have_as_many_blocks_as_is_said_for_each_or_for_all(case: str) -> None:
+    def widest(blocks: object) -> list[tuple[int, ...]]:
+        return [tuple(weight.shape) for weight in built(case, blocks=blocks).state_dict().values() if weight.ndim == 4]
+
+    assert widest([2, 2]) == widest([2]) == widest(2)
+    assert len(widest(1)) < len(widest([1, 2])) < len(widest(2))
+    assert widest([1, 2]) != widest([2, 1])
+
+
 def test_zero_gamma_is_refused_where_a_relu_behind_it_would_pass_no_gradient() -> None:
     with pytest.raises(DataError, match="zero_gamma needs version 1"):
         built("resnet 2", zero_gamma=True)
@@ -208,6 +262,10 @@ def test_a_norm_without_a_gamma_that_learns_cannot_begin_at_zero() -> None:
     ("case", "more", "message"),
     [
         ("vgg_bn", {"convolutions": [1, 2, 3]}, "3 convolutions stand beside 2 widths"),
+        ("resnet 1", {"blocks": [1, 2, 3]}, "3 blocks stand beside 2 widths, expected as many, or one"),
+        ("repvgg", {"blocks": [0, 1]}, "expected an integer or a list of 1 to 64 integers from 1 to 32"),
+        ("mobilenet 1", {"blocks": True}, "expected an integer or a list of 1 to 64 integers from 1 to 32"),
+        ("resnet 1", {"block": "wide"}, "expected one of basic, bottleneck"),
         ("vgg_bn", {"widths": [4] * 4, "convolutions": [1]}, "too small"),
         ("airbench", {"widths": [4] * 3}, "too small"),
         ("resnet 1", {"widths": [4] * 64, "blocks": 32}, "2048 blocks, expected up to 640"),

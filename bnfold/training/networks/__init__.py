@@ -3,6 +3,7 @@
 mlp.py     plain_cnn.py  resnet.py  vgg_bn.py  mobilenet.py  densenet.py  repvgg.py  airbench.py
 kind.py    what a kind is
 layers.py  a layer with its norm and its activation; initial weights
+stages.py  stages of blocks
 norms.py   norms by name      handwritten.py  batch_renorm.py
 factory.py networks that the user's own code gives
 """

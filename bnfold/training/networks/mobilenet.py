@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
+from bnfold.training.networks.kind import MAX_WIDTH, Kind
 from bnfold.training.networks.layers import BIAS, INIT, STEM, Init, Stem, conv
 from bnfold.training.networks.norms import NORM, Norm
+from bnfold.training.networks.stages import BLOCKS, Blocks, width_and_stride
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Args:
     """What a recipe may say of it."""
 
     widths: tuple[int, ...] = key("channels of each stage", low=1, high=MAX_WIDTH)
-    blocks: int = key("blocks of each stage", 1, low=1, high=32)
+    blocks: Blocks = BLOCKS
     expansion: int = key(
         "how many times wider the middle of an inverted block is than its input, as in version 2; 0: the separable "
         "blocks of version 1",
@@ -33,7 +34,6 @@ class Args:
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
-    check_blocks(len(args.widths) * args.blocks)
     return MobileNet(shape[0], args, classes)
 
 
@@ -90,15 +90,9 @@ class MobileNet(nn.Module):
 
 def _stages(args: Args) -> Iterator[nn.Module]:
     before = args.widths[0]
-    for stage, width in enumerate(args.widths):
-        for block in range(args.blocks):
-            stride = 2 if stage > 0 and block == 0 else 1
-            yield (
-                InvertedBlock(before, width, stride, args)
-                if args.expansion
-                else _separable(before, width, stride, args)
-            )
-            before = width
+    for width, stride in width_and_stride(args.widths, args.blocks):
+        yield (InvertedBlock if args.expansion else _separable)(before, width, stride, args)
+        before = width
 
 
 KIND = Kind("mobilenet", Args, build)

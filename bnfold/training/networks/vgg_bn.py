@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from bnfold.training.fields import key
-from bnfold.training.networks.kind import MAX_WIDTH, Kind, check_blocks
+from bnfold.training.networks.kind import MAX_WIDTH, Kind
 from bnfold.training.networks.layers import BIAS, INIT, ORDER, Init, Order, conv
 from bnfold.training.networks.norms import NORM, Norm
+from bnfold.training.networks.stages import of_each_stage
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,7 @@ class Args:
 
 def build(shape: tuple[int, ...], classes: int, args: Args) -> nn.Module:
     """The network for inputs of a shape."""
-    if len(args.convolutions) not in (1, len(args.widths)):
-        raise ValueError(
-            f"{len(args.convolutions)} convolutions stand beside {len(args.widths)} widths, expected as many, or one"
-        )
-    counts = args.convolutions * (len(args.widths) if len(args.convolutions) == 1 else 1)
-    check_blocks(sum(counts))
-    return VGG(shape[0], args, counts, classes)
+    return VGG(shape[0], args, of_each_stage(args.convolutions, args.widths, "convolutions"), classes)
 
 
 class VGG(nn.Module):
