@@ -104,7 +104,10 @@ ROWS: dict[str, tuple[Panel, ...]] = {
         Panel(
             "Restarts",
             "short",
-            ((f"increase(bnfold_worker_restarts_total{{{_JOB}}}{_RATE})", "worker {{worker}}"),),
+            (
+                (f"increase(bnfold_worker_restarts_total{{{_JOB}}}{_RATE})", "worker {{worker}}"),
+                (f"increase(bnfold_worker_hangs_total{{{_JOB}}}{_RATE})", "worker {{worker}} hung"),
+            ),
         ),
         Panel(
             "Processor",

@@ -37,7 +37,7 @@ Watching
     openapi.py      /docs; document.py, examples.py, assets.py: what stands in it
 
 Several processes
-    supervisor.py   starts and restarts them; worker.py: one of them; peers.py: how they talk
+    supervisor.py   starts and restarts them; worker.py: one of them; peers.py: how they talk; heartbeat.py: who hangs
 
 Nothing here imports torch, and nothing that it imports does.
 """

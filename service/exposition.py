@@ -23,6 +23,7 @@ COUNTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "model_loads": ("Versions loaded, not loaded, or rolled back from, each worker counted", ("model", "outcome")),
     "worker_cpu_seconds": ("Processor time of a worker", ("worker",)),
     "worker_restarts": ("How often a worker that had ended was started again", ("worker",)),
+    "worker_hangs": ("How often a worker was killed because its event loop did not turn", ("worker",)),
 }
 GAUGES: dict[str, tuple[str, tuple[str, ...]]] = {
     "inference_pending_rows": ("Rows that wait in the queue now", _MODEL),

@@ -23,6 +23,7 @@ from prometheus_client.registry import Collector
 import bnfold
 from service.cells import RESTARTS, Cells, Shelf
 from service.exposition import Exposition
+from service.heartbeat import HANGS
 from service.meter import Meter, Totals, read_totals
 from service.peers import Crew
 
@@ -180,10 +181,11 @@ class Metrics:
         states = [self.gauges(), *self._states]
         _add_states(found, states)
         present = {state["worker"] for state in states}
-        restarts = self._shelf.total(RESTARTS, 1 + self._workers)[1:]
-        for worker, count in enumerate(restarts):
+        restarts, hangs = (self._shelf.total(name, 1 + self._workers)[1:] for name in (RESTARTS, HANGS))
+        for worker in range(self._workers):
             found.add("worker_up", (str(worker),), worker in present)
-            found.add("worker_restarts", (str(worker),), count)
+            found.add("worker_restarts", (str(worker),), restarts[worker])
+            found.add("worker_hangs", (str(worker),), hangs[worker])
         found.add("build_info", (bnfold.__version__, platform.python_version(), _runtime_version()), 1)
         return found.metrics()
 

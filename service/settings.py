@@ -17,6 +17,7 @@ ConvSearch = Literal["exhaustive", "heuristic", "default"]
 
 _MIB = 2**20
 _DAY = 86400.0
+_SHORTEST_HANG = 1.0  # seconds: a busy machine holds a process up for tenths of one
 _POLICY = re.compile(r"latest|all|latest:[1-9][0-9]{0,5}|specific:[1-9][0-9]{0,17}(,[1-9][0-9]{0,17})*", re.A)
 
 
@@ -119,6 +120,13 @@ class Settings:
         0.5, 'time between "not ready" and the end of accepting when the server stops', low=0, high=3600, unit="s"
     )
     drain_timeout: float = setting(30.0, "time to finish what was accepted", low=0, high=3600, unit="s")
+    hang_timeout: float = setting(
+        30.0,
+        "time without a turn of its event loop until one of several workers is killed and replaced; 0: never",
+        low=0,
+        high=_DAY,
+        unit="s",
+    )
 
     log_format: LogFormat = setting("text", "lines for people, or one JSON object a line", group="Observability")
     access_log: bool = setting(False, "log every request")
@@ -136,6 +144,10 @@ class Settings:
         if (self.tls_cert is None) != (self.tls_key is None):
             given, missing = ("tls_key", "tls_cert") if self.tls_cert is None else ("tls_cert", "tls_key")
             raise DESCRIBED[missing].refuse("", f"a PEM file, because {DESCRIBED[given].flag} is given")
+        if 0 < self.hang_timeout < _SHORTEST_HANG:
+            raise DESCRIBED["hang_timeout"].refuse(
+                self.hang_timeout, f"0, or at least {DESCRIBED['hang_timeout'].write(_SHORTEST_HANG)}"
+            )
         if "@" in self.otlp_endpoint:
             raise DESCRIBED["otlp_endpoint"].refuse("", "an address without a password in it")
         self._check_at_least("max_queue_rows", "max_request_rows")

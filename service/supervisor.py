@@ -3,6 +3,7 @@
 Each worker is a process with models, threads and a listening socket of its own (SO_REUSEPORT: the kernel deals the
 connections out). This process only holds the address; it imports no model code, so little can happen to it. A worker
 that ends is started again, later each time it ends early; when one keeps ending early, the server stops and says why.
+One whose event loop does not turn any more is killed, and so ends.
 SIGTERM or SIGINT: every worker drains. A second one: they end at once. A worker sees on its stdin when this process is
 killed, and stops.
 """
@@ -26,6 +27,7 @@ from typing import Any
 
 from bnfold.errors import BnfoldError
 from service.cells import RESTARTS, Shelf
+from service.heartbeat import HANGS, Pulse, is_traced
 from service.listener import reserve_socket, write_url
 from service.logs import say_where, set_up_logs
 from service.peers import Crew
@@ -76,20 +78,26 @@ class Worker:
 
     number: int
     process: asyncio.subprocess.Process
+    pulse: Pulse
     ready: float | None = None
     failure: str = ""
+    hung: bool = False
 
     @property
     def ended_early(self) -> bool:
         """Whether it did not live long enough to be taken for healthy."""
-        return self.ready is None or time.monotonic() - self.ready < _EARLY
+        end = self.pulse.last if self.hung else time.monotonic()
+        return self.ready is None or end - self.ready < _EARLY
 
     def describe_end(self) -> str:
         """How it ended."""
         code = self.process.returncode or 0
         name = next((f" ({each.name})" for each in signal.Signals if each == -code), "")
         how = f"by signal {-code}{name}" if code < 0 else f"with exit code {code}"
-        return f"worker {self.number} (process {self.process.pid}) ended {how}"
+        return f"{self} ended {how}"
+
+    def __str__(self) -> str:
+        return f"worker {self.number} (process {self.process.pid})"
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal if it still runs."""
@@ -108,8 +116,8 @@ class Supervisor:
         self._workers: dict[int, Worker] = {}
         self._stop = asyncio.Event()
         self._killed = False
-        counts = Crew(folder, _PARENT, settings.workers).counts
-        self._restarts = Shelf(counts, _PARENT).open(RESTARTS, 1 + settings.workers)
+        shelf = Shelf(Crew(folder, _PARENT, settings.workers).counts, _PARENT)
+        self._restarts, self._hangs = (shelf.open(name, 1 + settings.workers) for name in (RESTARTS, HANGS))
 
     async def run(self) -> None:
         """Until all workers have ended. Raises BnfoldError."""
@@ -117,12 +125,15 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)
         keepers = [asyncio.create_task(self._keep(number)) for number in range(self._settings.workers)]
+        watch = asyncio.create_task(self._watch())
         try:
             await asyncio.gather(*keepers)
         except Exception:
             self._begin_stop()
             await asyncio.gather(*keepers, return_exceptions=True)
             raise
+        finally:
+            watch.cancel()
         if self._killed:
             raise BnfoldError(
                 "a worker did not stop within drain_delay and drain_timeout and was killed, with what it had accepted; "
@@ -152,6 +163,22 @@ class Supervisor:
                 self._killed = True
                 worker.signal(signal.SIGKILL)
 
+    async def _watch(self) -> None:
+        """Kill workers that hang, until the stop, which has a limit of its own. One that loads does not beat yet."""
+        patience = self._settings.hang_timeout
+        while patience:
+            await asyncio.sleep(Pulse(patience).interval)
+            if self._stop.is_set():
+                return
+            for worker in self._workers.values():
+                if worker.ready is None or worker.process.returncode is not None or worker.hung:
+                    continue
+                if worker.pulse.stopped(time.monotonic()) and not is_traced(worker.process.pid):
+                    worker.hung = True
+                    self._hangs[1 + worker.number] += 1.0
+                    _logger.error("%s hangs: its event loop has not turned for %g s; it is killed", worker, patience)
+                    worker.signal(signal.SIGKILL)
+
     async def _keep(self, number: int) -> None:
         early = 0
         while not self._stop.is_set():
@@ -177,7 +204,7 @@ class Supervisor:
     async def _start(self, number: int) -> Worker:
         settings = replace(self._settings, threads=_share_threads(self._settings, number))
         process = await _create_process()
-        worker = self._workers[number] = Worker(number, process)
+        worker = self._workers[number] = Worker(number, process, Pulse(self._settings.hang_timeout))
         task = {"settings": write_settings(settings), "folder": str(self._folder), "worker": number}
         line = json.dumps({**task, "workers": self._settings.workers}) + "\n"
         if process.stdin is not None:
@@ -192,13 +219,14 @@ class Supervisor:
         while out is not None and (line := await out.readline()):
             told: dict[str, Any] = json.loads(line)
             worker.failure = told.get("failed", worker.failure)
+            worker.pulse.hear()
             if told.get("ready"):
                 worker.ready = time.monotonic()
                 self._note_ready(worker)
         await worker.process.wait()
 
     def _note_ready(self, worker: Worker) -> None:
-        _logger.info("worker %d (process %d) is ready", worker.number, worker.process.pid)
+        _logger.info("%s is ready", worker)
         before = len(self._ready)
         self._ready.add(worker.number)
         if before < len(self._ready) == self._settings.workers:

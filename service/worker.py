@@ -1,6 +1,7 @@
 """One worker process of a server with several: `python -m service.worker`, started by service.supervisor.
 
-It is told what to do in one line of JSON on stdin and tells on stdout, in JSON too, that it serves, or why it cannot.
+It is told what to do in one line of JSON on stdin and tells on stdout, in JSON too, that it serves, or why it cannot,
+and from then on, again and again, that its event loop turns.
 stdin stays open for as long as the supervisor lives: at its end the worker drains and stops.
 """
 
@@ -8,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import sys
@@ -19,6 +21,7 @@ if __name__ == "__main__":  # nothing is accepted yet, and the imports below tak
     signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 from bnfold.errors import BnfoldError
+from service.heartbeat import Heart
 from service.logs import set_up_logs
 from service.peers import Crew
 from service.settings import DESCRIBED, Settings
@@ -39,7 +42,12 @@ def main() -> int:
     set_up_logs(settings.log_format, crew.worker)
     from service.server import Shift, serve_shift
 
-    shift = Shift(settings, announce=lambda _: _tell(out, {"ready": True}), crew=crew)
+    def announce(_: str) -> None:
+        _tell(out, {"ready": True})
+        if settings.hang_timeout:
+            Heart(settings.hang_timeout, lambda: _beat(out)).start()
+
+    shift = Shift(settings, announce=announce, crew=crew)
     orphaned = threading.Event()
     threading.Thread(target=_follow, args=(shift, orphaned), name="bnfold-parent", daemon=True).start()
     try:
@@ -79,6 +87,14 @@ def _tell(out: TextIO, what: dict[str, Any]) -> None:
         out.flush()
     except OSError:  # the supervisor has gone; _follow sees it
         return
+
+
+def _beat(out: TextIO) -> None:
+    """Tell that the loop turns, unless nobody has read for long: a full pipe must not hold up the loop."""
+    waiting = select.poll()
+    waiting.register(out, select.POLLOUT)
+    if waiting.poll(0):
+        _tell(out, {"beat": True})
 
 
 if __name__ == "__main__":

@@ -55,6 +55,7 @@ OTHERS = Settings(
     write_timeout=5.0,
     drain_delay=0.0,
     drain_timeout=1 / 3,
+    hang_timeout=1.5,
     log_format="json",
     access_log=True,
     otlp_endpoint='http://127.0.0.1:4318/"\\',
