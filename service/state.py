@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import stat
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -71,6 +72,8 @@ class DesiredState:
         self._memory: dict[str, Wish] = {}
         self._latest = 0  # the highest epoch seen: numbers go on, also when somebody removes the file
         self._lock = threading.Lock()
+        if folder is not None:
+            _warn_of_others(folder)
 
     def stamp(self) -> Stamp | None:
         """Changes whenever the file does; None where there is none."""
@@ -96,7 +99,8 @@ class DesiredState:
             return dict(self._memory)
         path = self._folder / FILE
         try:
-            with path.open("rb") as stream:
+            with open(path, "rb", opener=_open_at_once) as stream:
+                _check_kind(path, os.fstat(stream.fileno()).st_mode)
                 data = stream.read(_MOST_BYTES + 1)
         except FileNotFoundError:
             return {}
@@ -152,6 +156,36 @@ def _read_wish(path: Path, name: str, wish: Any) -> Wish:
     return Wish(action, epoch, policy)
 
 
+def _open_at_once(path: str, flags: int) -> int:
+    """Without O_NONBLOCK a named pipe would be waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def _check_kind(path: Path, mode: int) -> None:
+    """Raise BnfoldError for a file that is none, or that others could have written."""
+    if not stat.S_ISREG(mode):
+        raise _damaged(path, "is no regular file")
+    if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise BnfoldError(
+            f"{path} can be written by others than its owner; expected mode 600, because it says which versions are "
+            "served; say chmod 600, or remove it to start from the settings"
+        )
+
+
+def _warn_of_others(folder: Path) -> None:
+    """Not refused, because that is how Kubernetes mounts volumes; and only what is proven can be asked for."""
+    try:
+        mode = os.stat(folder).st_mode
+    except OSError:  # it is made with the first change
+        return
+    if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
+        _logger.warning(
+            "the state_dir %s can be written by others than its owner, who then say which of the proven versions are "
+            "served; say chmod 700",
+            folder,
+        )
+
+
 def _write_wishes(wishes: Wishes) -> bytes:
     models = {
         name: {"action": wish.action, "epoch": wish.epoch, "policy": wish.policy} for name, wish in wishes.items()
@@ -163,7 +197,9 @@ def _replace(path: Path, data: bytes) -> None:
     """Write a file whole or not at all, also when the power fails."""
     sibling = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with sibling.open("wb") as stream:
+        sibling.unlink(missing_ok=True)  # of a process before this one, or a link that somebody put there
+        descriptor = os.open(sibling, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0), 0o600)
+        with open(descriptor, "wb") as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
@@ -188,7 +224,8 @@ def _sync_folder(folder: Path) -> None:
 @contextlib.contextmanager
 def _locked(path: Path, patience: float) -> Iterator[None]:
     """One process at a time; the kernel lets go of it when the process dies. Raises OSError when it takes too long."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o600)
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, flags, 0o600)
     try:
         until = time.monotonic() + patience
         while fcntl is not None:

@@ -113,6 +113,63 @@ def test_a_damaged_file_is_one_sentence_and_is_not_written_over(tmp_path: Path, 
     assert (tmp_path / FILE).read_bytes() == content
 
 
+@pytest.mark.parametrize("mode", [0o620, 0o602])
+def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path, mode: int):
+    DesiredState(tmp_path).change("digits", "unload")
+    (tmp_path / FILE).chmod(mode)
+    with pytest.raises(BnfoldError, match="can be written by others than its owner; expected mode 600"):
+        DesiredState(tmp_path).look()
+    with pytest.raises(Unsaved):
+        DesiredState(tmp_path).change("digits", "load")
+    (tmp_path / FILE).chmod(0o644)
+    assert DesiredState(tmp_path).read() == {"digits": Wish("unload", 1)}
+
+
+def test_what_is_no_file_is_refused_and_waited_for_by_nobody(tmp_path: Path):
+    os.mkfifo(tmp_path / FILE)
+    with pytest.raises(BnfoldError, match="is no regular file"):
+        DesiredState(tmp_path).look()
+    (tmp_path / FILE).unlink()
+    (tmp_path / FILE).mkdir()
+    with pytest.raises(BnfoldError, match="cannot be read"):
+        DesiredState(tmp_path).look()
+
+
+def test_files_of_the_state_are_for_their_owner_alone(tmp_path: Path):
+    before = os.umask(0)
+    try:
+        DesiredState(tmp_path / "state").change("digits", "unload")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o700
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "state").iterdir()} == {0o600}
+
+
+def test_links_that_somebody_laid_in_a_shared_folder_lead_nowhere(tmp_path: Path):
+    victim, folder = tmp_path / "victim", tmp_path / "state"
+    folder.mkdir()
+    victim.write_text("as it was")
+    (folder / f".{FILE}.{os.getpid()}").symlink_to(victim)
+    DesiredState(folder).change("digits", "unload")
+    assert DesiredState(folder).read() == {"digits": Wish("unload", 1)}
+    assert victim.read_text() == "as it was"
+    (folder / "desired.lock").unlink()
+    (folder / "desired.lock").symlink_to(tmp_path / "made")
+    with pytest.raises(Unsaved):
+        DesiredState(folder).change("digits", "load")
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o700, False), (0o755, False), (0o770, True), (0o777, True)])
+def test_a_folder_that_others_can_write_to_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, mode: int, warned: bool
+):
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state").chmod(mode)
+    DesiredState(tmp_path / "state")
+    assert ("can be written by others than its owner" in caplog.text) is warned
+
+
 def test_a_server_with_a_damaged_state_does_not_start(models: Path, tmp_path: Path):
     state = tmp_path / "state"
     state.mkdir()
