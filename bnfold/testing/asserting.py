@@ -14,7 +14,7 @@ import numpy as np
 from bnfold.errors import BnfoldError, DataError, ParityError
 from bnfold.folding.plan import make_plan
 from bnfold.parity.audit.comparing import compare_graphs
-from bnfold.parity.audit.opening import Opened, inputs_of, paired, specs_of
+from bnfold.parity.audit.opening import Opened, ends_of, inputs_of, specs_of
 from bnfold.parity.audit.report import weights_tier
 from bnfold.parity.decisions import decide
 from bnfold.parity.local.checking import ASSUMPTIONS, check_local
@@ -150,11 +150,15 @@ class _Trial:
             raise DataError(f"output '{name}' has shape {list(array.shape)}, expected (N, classes) for {self.kind}")
         return name if fits and self.kind != "raw" else None
 
+    @property
+    def goes_by_name(self) -> bool:
+        """True where both take their inputs by name; a module takes them by their places."""
+        return isinstance(self.model, OnnxNetwork) and isinstance(self.folded, OnnxNetwork)
+
     def _ordered(self, batch: Batch) -> Batch:
         """The arrays as the folded network takes them: by name where both have the same names, else by position."""
         ours, theirs = self.model.names, self.folded.names
-        both_onnx = isinstance(self.model, OnnxNetwork) and isinstance(self.folded, OnnxNetwork)
-        if not both_onnx or ours is None or theirs is None or set(ours) != set(theirs):
+        if not self.goes_by_name or ours is None or theirs is None or set(ours) != set(theirs):
             return batch
         named = dict(zip(ours, batch, strict=True))
         return tuple(named[name] for name in theirs)
@@ -207,13 +211,9 @@ def _untold(tier: str, why: str) -> TierResult:
 
 def _weights(trial: _Trial, found: Mapping[str, TierResult]) -> TierResult:
     original, folded = trial.opened
-    for what, sides in (
-        ("input", (inputs_of(original.model), inputs_of(folded.model))),
-        ("output", (original.model.graph.outputs, folded.model.graph.outputs)),
-    ):
-        paired(specs_of(sides[0]), specs_of(sides[1]), what)
+    ends = ends_of(original, folded)
     differs = any(tier.status == "fails" for tier in found.values())
-    comparison = compare_graphs(original.model, folded.model)
+    comparison = compare_graphs(original.model, folded.model, ends if trial.goes_by_name else None)
     result = weights_tier(comparison, differs=differs)
     # The cause stands in the findings as text; in a row the schema of `verify` has an object for it.
     rows = ({key: value for key, value in one.to_dict().items() if key != "cause"} for one in comparison.tensors)

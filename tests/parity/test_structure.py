@@ -229,3 +229,17 @@ def test_sees_into_functions() -> None:
 
     assert differences(with_function("Neg"), with_function("Neg")) == ()
     assert "function 'F'" in differences(with_function("Neg"), with_function("Abs"))[0]
+
+
+def test_sees_that_a_function_takes_its_inputs_in_another_order() -> None:
+    def with_function(inputs: str) -> ir.Model:
+        model = ir.from_proto(small_cnn())
+        values = {name: ir.Value(name=name) for name in "ab"}
+        node = ir.node("Sub", list(values.values()), outputs=[ir.Value(name="y")])
+        body = ir.Graph([values[name] for name in inputs], list(node.outputs), nodes=[node], name="body")
+        function = ir.Function("com.example", "F", graph=body, attributes=[])
+        model.functions[function.identifier()] = function
+        return model
+
+    assert differences(with_function("ab"), with_function("ab")) == ()
+    assert "function 'F' has other inputs" in differences(with_function("ab"), with_function("ba"))[0]

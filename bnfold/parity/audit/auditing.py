@@ -12,7 +12,8 @@ from typing import Any
 from bnfold.bundle.manifest import TensorSpec
 from bnfold.folding.onnx_file import to_proto
 from bnfold.parity.audit.comparing import Comparison, compare_graphs
-from bnfold.parity.audit.opening import Opened, inputs_of, open_folded, open_original, paired, specs_of
+from bnfold.parity.audit.matching import Ends
+from bnfold.parity.audit.opening import Opened, ends_of, inputs_of, open_folded, open_original, specs_of
 from bnfold.parity.audit.report import AuditReport, weights_tier
 from bnfold.parity.audit.running import Trial, check_decisions, check_triangle, decided
 from bnfold.parity.report import TierResult
@@ -49,9 +50,9 @@ def audit(
         against, example_inputs=example_inputs, weights=weights, shape=input_shape, network=network
     )
     found = open_folded(folded, original, example_inputs)
-    ends = _ends(original, found)
+    ends = ends_of(original, found)
     say("matching both graphs and judging every tensor")
-    comparison = compare_graphs(original.model, found.model)
+    comparison = compare_graphs(original.model, found.model, ends)
     say("running both networks, and the original one in float64")
     trial = _trial(original, found, ends, data)
     tiers = [check_triangle(trial)]
@@ -81,26 +82,16 @@ def _weights(comparison: Comparison, tiers: Sequence[TierResult]) -> TierResult:
     return weights_tier(comparison, differs=any(tier.status == "fails" for tier in tiers))
 
 
-Ends = tuple[dict[str, str], dict[str, str]]
-
-
-def _ends(original: Opened, folded: Opened) -> Ends:
-    """Inputs and outputs of the folded network by the names of the original one."""
-    inputs = paired(specs_of(inputs_of(original.model)), specs_of(inputs_of(folded.model)), "input")
-    outputs = paired(specs_of(original.model.graph.outputs), specs_of(folded.model.graph.outputs), "output")
-    return inputs, outputs
-
-
 def _trial(original: Opened, folded: Opened, ends: Ends, data: Path | str | tuple[Any, Any] | None) -> Trial:
-    inputs = _narrowed(specs_of(inputs_of(original.model)), specs_of(inputs_of(folded.model)), ends[0])
+    inputs = _narrowed(specs_of(inputs_of(original.model)), specs_of(inputs_of(folded.model)), ends.inputs)
     samples = _samples(original, inputs, data)
     return Trial(
         original=to_proto(original.model),
         folded=to_proto(folded.model),
         inputs=inputs,
         outputs=specs_of(original.model.graph.outputs),
-        feeds=ends[0],
-        names=ends[1],
+        feeds=ends.inputs,
+        names=ends.outputs,
         samples=samples,
     )
 

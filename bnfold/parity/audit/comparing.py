@@ -25,7 +25,7 @@ from bnfold.folding.onnx_edits import replay
 from bnfold.folding.plan import Plan, make_plan
 from bnfold.parity.audit.demand import Demand, Demands
 from bnfold.parity.audit.demands import demands_of, misplaced
-from bnfold.parity.audit.matching import Matching, match
+from bnfold.parity.audit.matching import Ends, Matching, match
 from bnfold.parity.audit.settling import settled
 from bnfold.parity.audit.sides import Side, side_of
 from bnfold.parity.audit.verdicts import TensorAudit, judge
@@ -69,19 +69,22 @@ class Comparison:
         return tuple(tensor for tensor in self.tensors if tensor.verdict != "unchanged")
 
 
-def compare_graphs(original: ir.Model, folded: ir.Model) -> Comparison:
-    """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read."""
+def compare_graphs(original: ir.Model, folded: ir.Model, ends: Ends | None = None) -> Comparison:
+    """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read.
+
+    ends: which input and output is which; None: by their places.
+    """
     original, _ = settled(original, weights=False)
     ready, computed = settled(folded, weights=True)
     left, right = side_of(original), side_of(ready)
     _check_ends(left, right)
-    matching = match(left, right)
+    matching = match(left, right, ends)
     demands = demands_of(left, right, matching)
     first = _judged(left, right, matching, demands, "", None)
     if first.is_whole and not first.wrong:
         return dataclasses.replace(first, computed=computed)
     for moves, other, plan in _folded_sides(left, right, demands, original):
-        again = match(other, right)
+        again = match(other, right, ends)
         found = _judged(other, right, again, demands_of(other, right, again), moves, plan)
         if found.is_whole and (not found.wrong or not first.is_whole):
             return dataclasses.replace(found, computed=computed)

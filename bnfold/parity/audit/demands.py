@@ -45,6 +45,7 @@ def demands_of(left: Side, right: Side, matching: Matching) -> Demands:
         if not link.guessed:
             found.kept.update({norm.id: norm for norm, _ in kept})
         key = (
+            link.before.id if link.before else link.left.source,
             link.after.id if link.after else link.right.source,
             *(n.id for n in taken),
             0,
@@ -83,6 +84,10 @@ class _Site:
         if sizes - {self.before.channels}:
             found.gaps.append(f"{self.after.label}: {self._barred()}")
             return
+        stray = next((norm for norm in self.new if not self._is_over_channels(norm)), None)
+        if stray is not None:
+            found.gaps.append(f"{stray.label} behind {self.after.label} does not run over its channels")
+            return
         wanted = self._wanted()
         pieces = list(self._pieces())
         if len(pieces) != len(self.new) + (self.after.bias is not None):
@@ -90,6 +95,12 @@ class _Site:
             return
         found.tensors.append(self._weight(wanted))
         found.tensors.extend(self._biases(wanted, pieces))
+
+    def _is_over_channels(self, norm: Norm) -> bool:
+        """True for a step behind the folded linear that is one number, or one for each of its channels."""
+        sizes = {size_of(part) for part in (norm.scale, norm.shift)} - {1}
+        axes = {norm.axis, self.after.axis} - {None}
+        return not sizes or (sizes == {self.after.channels} and len(axes) < 2)
 
     def _wanted(self) -> Weights:
         """The exact weight and bias: the linear's own, and every step taken in after the other."""
@@ -147,6 +158,7 @@ class _Site:
 
     def _biases(self, wanted: Weights, pieces: Sequence[tuple[str, Array, Expr, float]]) -> Iterator[Demand]:
         channels = (self.before.channels,)
+        pieces = [piece for piece in pieces if piece[3] != 0]  # Gemm takes beta = 0 times its bias
         total = wanted.bias if wanted.bias is not None else Given((0.0,) * channels[0], channels)
         if not pieces:
             if wanted.bias is not None:
@@ -162,8 +174,6 @@ class _Site:
                 total = sub(total, mul(piece[2], Scalar(piece[3])))
         if judged[3] == -1.0:
             total = sub(ZERO, total)
-        elif judged[3] == 0.0:
-            return
         elif judged[3] != 1.0:
             total = div(total, Scalar(judged[3]))
         bias = self.before.bias

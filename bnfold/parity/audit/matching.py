@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque, written_by
@@ -50,24 +50,39 @@ class Matching:
         return not self.problems
 
 
-def match(left: Side, right: Side) -> Matching:
-    """Walk both networks from their outputs. left: the original network, right: the folded one."""
-    return _Walk(left, right).run()
+@dataclass(frozen=True)
+class Ends:
+    """Names of the inputs and outputs of the folded network by those of the original one."""
+
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+    @classmethod
+    def by_place(cls, left: Side, right: Side) -> Ends:
+        """The first with the first, whatever they are called."""
+        inputs = zip(left.graph.inputs, right.graph.inputs, strict=False)
+        return cls(dict(inputs), dict(zip(left.outputs, right.outputs, strict=True)))
+
+
+def match(left: Side, right: Side, ends: Ends | None = None) -> Matching:
+    """Walk both networks from their outputs. left: the original network, right: the folded one. ends: None by place."""
+    return _Walk(left, right, ends or Ends.by_place(left, right)).run()
 
 
 class _Walk:
-    def __init__(self, left: Side, right: Side) -> None:
-        self.left, self.right = left, right
+    def __init__(self, left: Side, right: Side, ends: Ends) -> None:
+        self.left, self.right, self.ends = left, right, ends
         self.found = Matching()
         self.seen: set[tuple[str, str]] = set()
         self.queue: list[tuple[str, str]] = []
         self.alike: dict[tuple[str, str], bool] = {}  # nodes by id; one of the folded network may stand for several
-        self.hashes = _skeleton(left), _skeleton(right)
-        self.inputs = dict(zip(right.graph.inputs, left.graph.inputs, strict=False))
+        self.inputs = {ends.inputs.get(name, name): name for name in left.graph.inputs}
+        self.hashes = _skeleton(left, {name: name for name in left.graph.inputs}), _skeleton(right, self.inputs)
 
     def run(self) -> Matching:
         """Every output, then whatever they are made of."""
-        self.queue = list(zip(self.left.graph.outputs, self.right.graph.outputs, strict=True))[::-1]
+        pairs = [(self.left.outputs[name], self.right.outputs[have]) for name, have in self.ends.outputs.items()]
+        self.queue = pairs[::-1]
         while self.queue:
             pair = self.queue.pop()
             if pair not in self.seen:
@@ -141,19 +156,22 @@ def _named(node: Node | None, value: str) -> str:
     return f"the graph input or constant '{value}'" if node is None else node.label
 
 
-def _skeleton(side: Side) -> dict[str, str]:
-    """For each value a digest of what it is made of, affine steps, borders and numbers left out."""
-    found: dict[str, str] = {name: f"input {at}" for at, name in enumerate(side.graph.inputs)}
+def _skeleton(side: Side, inputs: Mapping[str, str]) -> dict[str, str]:
+    """For each value a digest of what it is made of, affine steps, borders and numbers left out.
+
+    inputs: what the inputs are called in both networks.
+    """
+    found: dict[str, str] = {name: f"input {known}" for name, known in inputs.items()}
     for node in side.graph.nodes:
-        inputs = [found.get(value, "") for value in inputs_of(side, node)]
+        parts = [found.get(value, "") for value in inputs_of(side, node)]
         is_step = isinstance(node, Norm) and is_affine(node)
         if is_step or node.kind == "Pad" or side.passed(node) is not None:
-            found[written_by(node)[0]] = inputs[0] if inputs else ""
+            found[written_by(node)[0]] = parts[0] if parts else ""
             continue
         if node.kind in COMMUTATIVE:
-            inputs.sort()
+            parts.sort()
         for at, value in enumerate(written_by(node)):
-            text = f"{_kind(node)} {at} {inputs}"
+            text = f"{_kind(node)} {at} {parts}"
             found[value] = hashlib.sha256(text.encode()).hexdigest()
     return found
 

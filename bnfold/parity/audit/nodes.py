@@ -95,6 +95,8 @@ def _linears(left: Side, right: Side, before: Linear, after: Linear) -> Likeness
             pads = tuple((a + b, c + d) for (a, c), (b, d) in zip(pads, wide, strict=False))
     if pads != have:
         return Likeness(problem=f"{after.label} is padded by {have}, {before.label} by {pads}")
+    if pads is None and _sized(left, before) != _sized(right, after):
+        return Likeness(problem=f"{after.label} has a border or output of another size than {before.label}")
     return Likeness([(source, after.input)])
 
 
@@ -128,6 +130,14 @@ def _pads(side: Side, linear: Linear) -> tuple[tuple[int, int], ...] | None:
         return None
     steps = zip(sizes, window.kernel, window.stride, window.dilation, strict=True)
     return tuple(_same(size, kernel, stride, dilation, mode) for size, kernel, stride, dilation in steps)
+
+
+def _sized(side: Side, linear: Linear) -> tuple[object, ...]:
+    """What a border that hangs on the size of the data is made of, as it is written."""
+    node = side.nodes.get(linear.id)
+    if node is None:
+        return ()
+    return text(node, "auto_pad", "NOTSET"), integers(node, "pads"), integers(node, "output_shape")
 
 
 def _same(size: int, kernel: int, stride: int, dilation: int, mode: str) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import FoldError, ParityError
 from bnfold.folding import onnx_file
 from bnfold.folding.onnx_clone import clone_of, unlist_constants
+from bnfold.parity.audit.matching import Ends
 from bnfold.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -110,6 +111,13 @@ def specs_of(values: Sequence[ir.Value]) -> tuple[TensorSpec, ...]:
 def inputs_of(model: ir.Model) -> list[ir.Value]:
     """The inputs that a caller must give: constants that may be overridden are none."""
     return [value for value in model.graph.inputs if value.name not in model.graph.initializers]
+
+
+def ends_of(original: Opened, folded: Opened) -> Ends:
+    """Which input and output is which. Raises ParityError where the two do not have the same."""
+    inputs = paired(specs_of(inputs_of(original.model)), specs_of(inputs_of(folded.model)), "input")
+    outputs = paired(specs_of(original.model.graph.outputs), specs_of(folded.model.graph.outputs), "output")
+    return Ends(inputs, outputs)
 
 
 def paired(original: Sequence[TensorSpec], folded: Sequence[TensorSpec], what: str) -> dict[str, str]:

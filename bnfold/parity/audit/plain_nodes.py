@@ -44,9 +44,11 @@ def compare_plainly(left: Side, right: Side, before: Node, after: Node) -> Liken
     labels = f"{_label(after)} stands where {_label(before)} is expected"
     if first is None or second is None or (first.domain, first.op_type) != (second.domain, second.op_type):
         return Likeness(problem=labels)
-    if _attributes(left, first) != _attributes(right, second):
+    if not _same_attributes(left, right, first, second):
         return Likeness(problem=f"{labels}, with other attributes")
-    if _has_subgraph(first) or _body(left, first) != _body(right, second):
+    if _meaning(left, first) != _meaning(right, second):
+        return Likeness(problem=f"{labels}, which means something else in that operator set")
+    if _has_subgraph(first) or _bodies(left, first) != _bodies(right, second):
         return Likeness(problem=f"{_label(after)} has a subgraph or a function of its own, which is not looked into")
     found = Likeness()
     wanted, had = _inputs(first), _inputs(second)
@@ -74,13 +76,17 @@ def _has_subgraph(node: ir.Node) -> bool:
     return any(attribute.type in kinds for attribute in node.attributes.values())
 
 
-def _body(side: Side, node: ir.Node) -> bytes | None:
-    """The function that a node calls, as bytes."""
-    function = side.model.functions.get(node.op_identifier())
-    if function is None:
-        return None
-    body: bytes = ir.to_proto(function).SerializeToString(deterministic=True)
-    return body
+def _bodies(side: Side, node: ir.Node) -> dict[ir.OperatorIdentifier, bytes]:
+    """The function that a node calls, and those that it calls in turn, as bytes."""
+    found: dict[ir.OperatorIdentifier, bytes] = {}
+    waiting = [node.op_identifier()]
+    while waiting:
+        name = waiting.pop()
+        function = side.model.functions.get(name)
+        if function is not None and name not in found:
+            found[name] = ir.to_proto(function).SerializeToString(deterministic=True)
+            waiting += [inner.op_identifier() for inner in function.all_nodes()]
+    return found
 
 
 def _same_input(left: Side, right: Side, want: ir.Value, have: ir.Value, found: Likeness) -> bool:
@@ -109,15 +115,26 @@ def same_numbers(known: Array, array: Array) -> bool:
     return bool(known.dtype.kind in "iub" and np.array_equal(known, array))
 
 
-def _attributes(side: Side, node: ir.Node) -> dict[str, object]:
-    """Attributes by name, without those that have their default."""
-    found: dict[str, object] = {}
-    for name, attribute in node.attributes.items():
-        default = _defaults(node.op_type, side.model.opset_imports.get("", 0)).get(name) if node.domain == "" else None
-        value = _value(attribute)
-        if default is None or value != default:
-            found[name] = value
-    return found
+def _same_attributes(left: Side, right: Side, first: ir.Node, second: ir.Node) -> bool:
+    """True for the same values, written or by default; one that an operator set has not is at the other's default."""
+    wanted, defaults = _attributes(left, first)
+    found, others = _attributes(right, second)
+    return (others | defaults | wanted) == (defaults | others | found)
+
+
+def _attributes(side: Side, node: ir.Node) -> tuple[dict[str, object], dict[str, object]]:
+    """(the attributes that are written, the defaults of all in the operator set of the network), by name."""
+    defaults = _defaults(node.op_type, side.model.opset_imports.get("", 0)) if node.domain == "" else {}
+    return {name: _value(attribute) for name, attribute in node.attributes.items()}, defaults
+
+
+_CHANGED = {"Softmax": 13, "LogSoftmax": 13, "Hardmax": 13, "Resize": 11, "RoiAlign": 16}
+
+
+def _meaning(side: Side, node: ir.Node) -> bool:
+    """Before or behind the operator set in which the same attributes came to mean something else."""
+    since = _CHANGED.get(node.op_type, 0) if node.domain == "" else 0
+    return side.model.opset_imports.get("", 0) >= since
 
 
 def _value(attribute: ir.Attr) -> object:

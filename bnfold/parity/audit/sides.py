@@ -61,6 +61,11 @@ class Side:
         return {str(value.name): node for node in self.model.graph for value in node.outputs if value.name}
 
     @cached_property
+    def outputs(self) -> dict[str, str]:
+        """By the name of each output of the graph that under which its data first appeared."""
+        return dict(zip((str(value.name) for value in self.model.graph.outputs), self.graph.outputs, strict=True))
+
+    @cached_property
     def linears(self) -> tuple[Linear, ...]:
         """Every linear, in topological order."""
         return tuple(node for node in self.graph.nodes if isinstance(node, Linear))

@@ -33,7 +33,10 @@ def _models(expected: ir.Model, found: ir.Model, recomputed: frozenset[str]) -> 
     if set(expected.functions) != set(found.functions):
         yield "the graph has other local functions than its reference; expected the same"
     for key in expected.functions.keys() & found.functions.keys():
-        yield from _node_lists(list(expected.functions[key]), list(found.functions[key]), f"function '{key[1]}': ")
+        want, have = expected.functions[key], found.functions[key]
+        if _head(want) != _head(have):
+            yield f"function '{key[1]}' has other inputs, outputs, attributes or operator sets than in the reference"
+        yield from _node_lists(list(want), list(have), f"function '{key[1]}': ")
     yield from _graphs(expected.graph, found.graph, recomputed, "")
 
 
@@ -44,6 +47,14 @@ def _graphs(expected: ir.Graph, found: ir.Graph, recomputed: frozenset[str], whe
             yield f"{where}the graph {side}s are {'; '.join(had)}; expected {'; '.join(wanted)}"
     yield from _node_lists(list(expected), list(found), where)
     yield from _initializers(expected, found, recomputed, where)
+
+
+def _head(function: ir.Function) -> tuple[object, ...]:
+    """All of a function but its nodes."""
+    head = ir.to_proto(function)
+    defaults = sorted(attribute.SerializeToString(deterministic=True) for attribute in head.attribute_proto)
+    opsets = sorted((opset.domain, opset.version) for opset in head.opset_import)
+    return list(head.input), list(head.output), sorted(head.attribute), defaults, opsets
 
 
 def _signature(value: ir.Value) -> str:
