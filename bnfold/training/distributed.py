@@ -60,6 +60,10 @@ class Group:
         """The sum over the processes."""
         return x if self.size == 1 else _all_reduced(x)
 
+    def of_first(self, x: torch.Tensor) -> torch.Tensor:
+        """What the first process has."""
+        return self.total(x if self.is_first else torch.zeros_like(x))
+
     def add_gradients(self, network: nn.Module) -> None:
         """Every gradient becomes its sum over the processes."""
         if self.size == 1:

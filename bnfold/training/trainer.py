@@ -31,6 +31,7 @@ from bnfold.training.saving import save_checkpoint
 from bnfold.training.smallest_batch import check_batch_size
 from bnfold.training.snapshot import check_same, fingerprint, recipe_document, restore, write_snapshot
 from bnfold.training.tracking import Tracking, conclude
+from bnfold.training.whitening import whiten
 
 
 def train(
@@ -182,7 +183,7 @@ def _going_on(place: Place, command: Sequence[str]) -> Iterator[None]:
 def _begin(recipe: Recipe, data: Dataset, device: torch.device, group: Group = ALONE) -> Run:
     network = _network(recipe, data)
     check_batch_size(network, recipe.train.batch_size)
-    return begin(network, recipe, device, group)
+    return begin(whiten(network, data, device, group), recipe, device, group)
 
 
 def _network(recipe: Recipe, data: Dataset) -> nn.Module:
