@@ -83,6 +83,11 @@ def follow(plan: Plan, body: bytes, start: int, identity: str | None = None) -> 
     """The request of a body whose head is known but for its id. start: of the blobs. Raises BadRequest for those."""
     view = memoryview(body)
     arrays = {name: read_blob(view[start + at : start + end], port, shape) for name, port, shape, at, end in plan.parts}
+    return fill(plan, arrays, identity)
+
+
+def fill(plan: Plan, arrays: dict[str, Array], identity: str | None) -> InferRequest:
+    """The request of a head that is known but for its id, with its arrays."""
     return InferRequest(identity or None, arrays, plan.rows, plan.outputs, plan.timeout, plan.priority, plan.heads)
 
 

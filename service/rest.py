@@ -16,9 +16,10 @@ import orjson
 
 from bnfold.datatypes import BINARY_ONLY
 from service.classification import classify
-from service.errors import BadRequest
+from service.errors import BadRequest, Fault
+from service.flat import check_marked, cut_numbers, read_list
 from service.outputs import to_blob
-from service.plans import answer_alike, find_plan, follow, keep_head, keep_plan, plan_key, with_id
+from service.plans import answer_alike, fill, find_plan, follow, keep_head, keep_plan, plan_key, with_id
 from service.protocol import (
     Entry,
     InferRequest,
@@ -26,6 +27,7 @@ from service.protocol import (
     Signature,
     Wanted,
     check_finite,
+    check_json_size,
     check_request,
     choose_outputs,
     parse_json,
@@ -54,7 +56,11 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     """Read the body of an inference request. Raises BadRequest, Unsupported, TooLarge."""
     if header_length == 0:
         return _raw_request(body, signature, limits)
-    if header_length is not None and body[:1] != b"\0":  # so begin the keys of heads with an id, and no JSON
+    if header_length is None:
+        request = _flat_request(body, signature, limits)
+        if request is not None:
+            return request
+    elif body[:1] != b"\0":  # so begin the keys of heads with an id, and no JSON
         plan = find_plan(signature, body[:header_length], len(body) - header_length)
         if plan is not None:
             return follow(plan, body, header_length)
@@ -63,10 +69,7 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     document = parse_json(view[:split], limits.json_bytes, limits.json_values)
     if not isinstance(document, dict):
         raise BadRequest("the body is no JSON object; expected one")
-    parameters = read_parameters(document, "the request")
-    identity = document.get("id")
-    if identity is not None and not isinstance(identity, str):
-        raise BadRequest("the request has an id that is no text; expected text")
+    parameters, identity = _read_frame(document)
     if header_length is not None:
         key = plan_key(document, body[:header_length])
         plan = find_plan(signature, key, len(body) - header_length)
@@ -75,13 +78,62 @@ def parse_request(body: bytes, header_length: int | None, signature: Signature, 
     blobs = _Blobs(view[split:], holds_truths=header_length is not None or find_truths(body))
     arrays = read_inputs(_objects(document, "inputs"), signature, blobs.read)
     blobs.check_empty()
-    binary = read_flag(parameters, "binary_data_output", "the request")
-    entries = _objects(document, "outputs") if document.get("outputs") is not None else ()
-    outputs = choose_outputs(entries, signature, binary=binary)
-    request = check_request(identity or None, parameters, arrays, outputs, signature, limits)
+    outputs = _read_outputs(document, parameters, signature)
+    request = check_request(identity, parameters, arrays, outputs, signature, limits)
     if header_length is not None and len(blobs.spans) == len(arrays):
         keep_plan(signature, key, request, blobs.spans)
     return request
+
+
+def _flat_request(body: bytes, signature: Signature, limits: Limits) -> InferRequest | None:
+    """The request of a JSON body that is one flat list of FP32, and little else.
+
+    None for every other, and for one that is not in order: what is wrong with it is found, and said, on the longer way.
+    """
+    if len(signature.inputs) != 1 or signature.inputs[0].datatype != "FP32":
+        return None
+    parts = cut_numbers(body)
+    if parts is None:
+        return None
+    head, numbers = parts
+    identity = None
+    try:
+        check_json_size(body, limits.json_bytes, limits.json_values)
+        plan = find_plan(signature, head, 0)
+        if plan is None:
+            document = orjson.loads(head)
+            if not isinstance(document, dict):
+                return None
+            parameters, identity = _read_frame(document)
+            key = plan_key(document, head)
+            plan = find_plan(signature, key, 0)
+        if plan is not None:
+            [(name, _, shape, _, _)] = plan.parts
+            return fill(plan, {name: read_list(numbers, shape)}, identity)
+        arrays = read_inputs(_objects(document, "inputs"), signature, _Blobs(memoryview(b""), cut=numbers).read)
+        outputs = _read_outputs(document, parameters, signature)
+        request = check_request(identity, parameters, arrays, outputs, signature, limits)
+        keep_plan(signature, key, request, dict.fromkeys(arrays, (0, 0)))
+    except (Fault, ValueError):
+        return None
+    return request
+
+
+def _read_frame(document: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The parameters and the id of a request."""
+    parameters = read_parameters(document, "the request")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise BadRequest("the request has an id that is no text; expected text")
+    return parameters, identity or None
+
+
+def _read_outputs(
+    document: Mapping[str, Any], parameters: Mapping[str, Any], signature: Signature
+) -> tuple[Wanted, ...]:
+    binary = read_flag(parameters, "binary_data_output", "the request")
+    entries = _objects(document, "outputs") if document.get("outputs") is not None else ()
+    return choose_outputs(entries, signature, binary=binary)
 
 
 def build_response(
@@ -125,12 +177,16 @@ def _write(wanted: Wanted, array: Array) -> tuple[dict[str, Any], bytes | None]:
 
 
 class _Blobs:
-    """The binary inputs of one body, read from the front."""
+    """The binary inputs of one body, read from the front.
 
-    def __init__(self, view: memoryview, *, holds_truths: bool) -> None:
+    holds_truths: see read_numbers. cut: the list that was cut out of the JSON, which has to be the data of the input.
+    """
+
+    def __init__(self, view: memoryview, *, holds_truths: bool = True, cut: bytes | None = None) -> None:
         self._view = view
         self._at = 0
         self._holds_truths = holds_truths
+        self._cut = cut
         self.spans: dict[str, tuple[int, int]] = {}
 
     def read(self, entry: Entry, port: Port, shape: tuple[int, ...]) -> Array:
@@ -142,6 +198,9 @@ class _Blobs:
             return read_blob(self._view[self._at - size : self._at], port, shape)
         if port.datatype in BINARY_ONLY:
             raise BadRequest(f"input {port.name!r} is {port.datatype}, which JSON cannot carry; send it as binary data")
+        if self._cut is not None:
+            check_marked(entry)
+            return read_list(self._cut, shape)
         return read_numbers(entry.get("data"), port, shape, holds_truths=self._holds_truths)
 
     def check_empty(self) -> None:

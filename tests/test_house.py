@@ -35,6 +35,7 @@ IMPORT_NAMES = {
     "ml_dtypes": "ml-dtypes",
     "mlflow": "mlflow-skinny",
     "PIL": "pillow",
+    "simdjson": "pysimdjson",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "onnxruntime": "onnxruntime-gpu",
