@@ -9,14 +9,24 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from httpx._config import DEFAULT_TIMEOUT_CONFIG
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from service_networks import build_digits, free_size_network, save, two_input_network
-from service_runs import Running, running
+from service_runs import PATIENCE, Running, running
 
 from bnfold import build_bundle
 from service.settings import Settings
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_clients() -> Iterator[None]:
+    """httpx gives up after five seconds where a test names no time: a slow machine is no failure."""
+    with pytest.MonkeyPatch.context() as patch:
+        for phase in ("connect", "read", "write", "pool"):
+            patch.setattr(DEFAULT_TIMEOUT_CONFIG, phase, PATIENCE)
+        yield
 
 
 @pytest.fixture(scope="session")

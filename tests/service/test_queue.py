@@ -93,6 +93,11 @@ def queue(batcher: Batcher, model: Recorder, start: float, **more: Any) -> async
     return asyncio.create_task(infer(batcher, model, rows(start), **more))
 
 
+def known_to_take(model: Recorder, seconds: float) -> None:
+    """As if so many seconds a row had been measured, of rows two wide."""
+    model.backlog.measure(1, seconds, ((2,),))
+
+
 # ----------------------------------------------------------------------------------------------------------- priority
 
 
@@ -221,10 +226,10 @@ def test_a_ticket_that_is_found_too_late_by_a_worker_never_reaches_the_runtime()
 
 
 def test_what_would_come_too_late_is_refused_at_once_with_an_honest_wait():
-    model = Recorder(seconds=0.05)
+    model = Recorder()
+    known_to_take(model, 0.05)
 
     async def test(batcher: Batcher) -> None:
-        await infer(batcher, model, rows(0))
         first = await blocked(batcher, model)
         waiting = [queue(batcher, model, start) for start in range(1, 41)]
         await asyncio.sleep(0)
@@ -235,7 +240,6 @@ def test_what_would_come_too_late_is_refused_at_once_with_an_honest_wait():
         assert 1 <= refused.value.retry_after <= 5  # some 2 s of work wait
         patient = queue(batcher, model, 100, timeout=30)
         await asyncio.sleep(0)
-        model.seconds = 0.0
         model.gate.set()
         await asyncio.gather(first, patient, *waiting)
 
@@ -245,37 +249,37 @@ def test_what_would_come_too_late_is_refused_at_once_with_an_honest_wait():
 
 
 def test_a_slow_first_call_does_not_refuse_for_ever():
-    model = Recorder(seconds=0.3)
+    model = Recorder()
+    known_to_take(model, 30.0)
 
     async def test(batcher: Batcher) -> None:
-        await infer(batcher, model, rows(0))
-        model.seconds = 0.0
-        assert model.backlog.pace >= 0.3
         for start in range(1, 40):  # nothing waits, so each is taken, whatever the measure says
-            await infer(batcher, model, rows(start), timeout=0.2)
-        assert model.backlog.pace < 0.01
+            await infer(batcher, model, rows(start), timeout=20.0)
 
     with_batcher(test)
+    backlog = Backlog()
+    for seconds in (0.3, *[0.0] * 39):
+        backlog.measure(1, seconds, ((2,),))
+    assert backlog.pace < 0.01
 
 
 def test_an_urgent_request_is_not_refused_for_what_waits_behind_it():
-    model = Recorder(seconds=0.05)
+    model = Recorder()
+    known_to_take(model, 0.5)
 
     async def test(batcher: Batcher) -> None:
-        await infer(batcher, model, rows(0))
         first = await blocked(batcher, model)
         waiting = [queue(batcher, model, start, priority=9) for start in range(1, 41)]
         await asyncio.sleep(0)
         with pytest.raises(Busy):
-            await infer(batcher, model, rows(98), timeout=1.0, priority=9)
-        urgent = queue(batcher, model, 99, timeout=1.0, priority=1)
+            await infer(batcher, model, rows(98), timeout=10.0, priority=9)
+        urgent = queue(batcher, model, 99, timeout=10.0, priority=1)
         await asyncio.sleep(0)
-        model.seconds = 0.0
         model.gate.set()
         await asyncio.gather(first, urgent, *waiting)
 
     with_batcher(test)
-    assert model.rows_run[:3] == [0, 0, 99]
+    assert model.rows_run[:2] == [0, 99]
 
 
 # -------------------------------------------------------------------------------------------------------- max_delay
@@ -316,11 +320,6 @@ def test_a_delay_ends_by_itself_and_with_the_server():
 # ------------------------------------------------------------------------------------------ short batches on the loop
 
 LOOP = threading.main_thread().name
-
-
-def known_to_take(model: Recorder, seconds: float) -> None:
-    """As if so many seconds a row had been measured, of rows two wide."""
-    model.backlog.measure(1, seconds, ((2,),))
 
 
 def test_what_is_known_to_be_short_runs_on_the_loop_and_together():

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -60,20 +61,26 @@ def read_answer(connection: socket.socket) -> tuple[int, dict[str, str], bytes]:
 
 
 def test_a_signal_finishes_what_was_accepted_and_exits_0(digits_only: Path, tmp_path: Path):
-    with process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="4") as server, ThreadPoolExecutor(8) as pool:
+    with (
+        process(digits_only, tmp_path, BNFOLD_DRAIN_DELAY="4") as server,
+        ThreadPoolExecutor(8) as pool,
+        ExitStack() as stack,
+    ):
+        # Made before the signal: each takes 25 ms, of the little time in which the server is still open.
+        probe, *clients = [stack.enter_context(httpx.Client(base_url=server.url, timeout=PATIENCE)) for _ in range(9)]
         halves = [connect(server.port) for _ in range(4)]
         for connection in halves:
             connection.sendall(HEAD + BODY[:100])
-        until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 200)
+        until(lambda: probe.get("/v2/health/ready").status_code == 200)
         server.child.send_signal(signal.SIGTERM)
-        until(lambda: httpx.get(f"{server.url}/v2/health/ready").status_code == 503)
-        ready = httpx.get(f"{server.url}/v2/health/ready")
+        until(lambda: probe.get("/v2/health/ready").status_code == 503)
+        # Not ready, but still open: a balancer may not have noticed yet.
+        late = [pool.submit(client.post, "/v2/models/digits/infer", content=BODY) for client in clients]
+        ready = probe.get("/v2/health/ready")
         assert ready.json()["error"] == "the server is stopping"
         assert ready.headers["connection"] == "close"
-        assert httpx.get(f"{server.url}/v2/models/digits/ready").status_code == 503
-        assert httpx.get(f"{server.url}/v2/health/live").status_code == 200
-        # Not ready, but still open: a balancer may not have noticed yet.
-        late = [pool.submit(httpx.post, f"{server.url}/v2/models/digits/infer", content=BODY) for _ in range(8)]
+        assert probe.get("/v2/models/digits/ready").status_code == 503
+        assert probe.get("/v2/health/live").status_code == 200
         assert [each.result(PATIENCE).status_code for each in late] == [200] * 8
         for connection in halves:
             connection.sendall(BODY[100:])

@@ -259,7 +259,7 @@ def _says_live(port: int, pair: Pair) -> bool:
     with grpc.secure_channel(f"127.0.0.1:{port}", trusted) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         try:
-            return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=5).live
+            return stub.ServerLive(service_pb2.ServerLiveRequest(), timeout=PATIENCE).live
         except grpc.RpcError:
             return False
 
