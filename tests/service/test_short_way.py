@@ -11,6 +11,7 @@ import json
 import logging
 import socket
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -494,7 +495,10 @@ def fill(server: Running, connection: Any, stream: socket.socket) -> None:
         before = state.total_requests
         stream.sendall(infer(json_body("digits", 200)))
         until(lambda before=before: state.total_requests > before)
-        time.sleep(0.01)  # for what is written at the end of a round of the loop
+        for _ in range(2):  # rounds of the loop: what is written at the end of one is written
+            over = threading.Event()
+            connection.loop.call_soon_threadsafe(over.set)
+            assert over.wait(PATIENCE)
         if connection.transport.get_write_buffer_size():
             return
     raise AssertionError("the client's buffer has no end")
