@@ -35,6 +35,8 @@ class Admission:
             )
         if not backlog.pace:
             return
+        if len(ripe) < 2 and _FAR * (running + backlog.cost(2 * backlog.rows + ticket.rows)) < ticket.timeout:
+            return  # more than that is not expected: all that waits, and a batch of all that waits and this one
         ticket.expected = self._expect(ticket, backlog, ripe, running)
         expected = backlog.margin * ticket.expected
         if expected > ticket.timeout:

@@ -226,11 +226,13 @@ class Batcher:
 
     def _call(self, backlog: Backlog, loop: asyncio.AbstractEventLoop) -> bool:
         """Let what waits be run, here or by a worker; whether somebody takes it at once."""
-        if self._max_inline and backlog in self._ripe and backlog.short_rows(self._max_inline):
-            if not self._turn_due:
-                self._turn_due = True
-                loop.call_soon(self._run_short, loop)
-            return backlog.rows <= backlog.short_rows(self._max_inline)
+        if self._max_inline and backlog in self._ripe:
+            short = backlog.short_rows(self._max_inline)
+            if short:
+                if not self._turn_due:
+                    self._turn_due = True
+                    loop.call_soon(self._run_short, loop)
+                return backlog.rows <= short
         return self._wake()
 
     def _wake(self) -> bool:

@@ -326,7 +326,7 @@ class Course:
     def _succeed(self, answer: Answer) -> None:
         self.count.succeed()
         self._release()
-        self._write(200, answer.body, answer.headers, answer.content_type)
+        self._write(200, answer.body, answer.headers, answer.content_type, answer.engine.head)
 
     def _fail(self, problem: Exception) -> None:
         if isinstance(problem, Fault):
@@ -349,21 +349,20 @@ class Course:
         self.held = 0
         self.request = None
 
-    def _write(self, status: int, body: bytes, headers: Headers, content_type: bytes) -> None:
+    def _write(self, status: int, body: bytes, headers: Headers, content_type: bytes, proof: bytes = b"") -> None:
         connection = self.connection
         self.response_complete = True
         if self.disconnected or connection.transport.is_closing():
             return
         lines = [STATUS_LINE[status]]
-        for name, value in connection.server_state.default_headers:
-            lines += (name, b": ", value, b"\r\n")
+        lines += [b"%b: %b\r\n" % header for header in connection.server_state.default_headers]
         lines.append(b"content-type: %b\r\ncontent-length: %d\r\n" % (content_type, len(body)))
         for name, value in headers:
             if name == b"connection":
                 self.keep_alive = False
             else:
                 lines += (name, b": ", value, b"\r\n")
-        lines += (ID_HEADER, b": ", self.request_id, b"\r\n")
+        lines += (proof, ID_HEADER, b": ", self.request_id, b"\r\n")
         if connection.hub.lifecycle.draining:
             self.keep_alive = False
         lines.append(b"\r\n" if self.keep_alive else b"connection: close\r\n\r\n")

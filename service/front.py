@@ -57,7 +57,8 @@ class Front:
                 await self._app(scope, receive, reply.send)
             else:
                 answer = await infer(self._hub, target, scope, receive)
-                await send_response(reply.send, 200, answer.body, answer.headers, answer.content_type)
+                headers = [*answer.headers, *answer.engine.headers]
+                await send_response(reply.send, 200, answer.body, headers, answer.content_type)
         except Fault as fault:
             await send_fault(reply.send, fault)
         except Disconnected:

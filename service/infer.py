@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from starlette.types import Receive, Scope
 
@@ -39,13 +40,13 @@ class Target:
         return f"{_PREFIX}{self.model}{version}{_SUFFIX}"
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A successful response."""
+class Answer(NamedTuple):
+    """A successful response. headers: beside the proof of the engine, which goes with it too."""
 
     body: bytes
     headers: Headers
     content_type: bytes
+    engine: Engine
 
 
 def find_target(path: str) -> Target | None:
@@ -93,13 +94,12 @@ async def pack(hub: Hub, answer: Answer, accepted: bytes | None) -> Answer:
     packed = None if coding is None else await encode(answer.body, coding, hub.pool)
     if coding is None or packed is None:
         return answer
-    return Answer(packed, [(b"content-encoding", coding.name.encode("ascii")), *answer.headers], answer.content_type)
+    return answer._replace(body=packed, headers=[(b"content-encoding", coding.name.encode("ascii")), *answer.headers])
 
 
 def compose_now(engine: Engine, request: InferRequest, outputs: Outputs) -> Answer:
     """The response as it is. Raises BadRequest."""
     body, json_length = build_response(engine.name, engine.version, request, outputs)
     if json_length is None:
-        return Answer(body, engine.headers, b"application/json")
-    headers = [(HEADER_LENGTH, b"%d" % json_length), *engine.headers]
-    return Answer(body, headers, b"application/octet-stream")
+        return Answer(body, [], b"application/json", engine)
+    return Answer(body, [(HEADER_LENGTH, b"%d" % json_length)], b"application/octet-stream", engine)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import orjson
@@ -89,8 +89,7 @@ class Signature:
         return tuple(_carriable(Wanted(port, binary=False)) for port in self.outputs)
 
 
-@dataclass(frozen=True, eq=False)
-class InferRequest:
+class InferRequest(NamedTuple):
     """A checked request.
 
     inputs: in the model's order. timeout: seconds, None where the request says nothing. priority: 1 is served before 2,

@@ -22,7 +22,8 @@ _logger = logging.getLogger(__name__)
 class Engine:
     """A version that is served.
 
-    digest: sha256 of the model.onnx in use. headers: the proof that goes with every prediction. runtime: what computes.
+    digest: sha256 of the model.onnx in use. headers: the proof that goes with every prediction; head: their lines.
+    runtime: what computes.
     sample: one row of a golden vector, for examples.
     in_flight: requests that use it now; idle is set while there are none. Both belong to the event loop.
     """
@@ -36,6 +37,7 @@ class Engine:
     runtime: Runtime
     meter: Meter
     sample: Mapping[str, Array] = field(default_factory=dict)
+    head: bytes = field(init=False)
     label: str = field(init=False)
     batchable: bool = field(init=False)
     provider: str = field(init=False)
@@ -45,6 +47,7 @@ class Engine:
     idle: asyncio.Event = field(init=False, default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
+        self.head = b"".join([b"%b: %b\r\n" % header for header in self.headers])
         self.label = f"{self.name}/{self.version}"
         self.batchable = self.signature.batched
         self.provider = self.runtime.provider
