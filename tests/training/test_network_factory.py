@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -360,7 +361,24 @@ def weights(made: Checkpoint) -> bytes:
     return (made.path / "weights.safetensors").read_bytes()
 
 
-def test_a_study_of_it_is_refused(folder: Path) -> None:
-    with pytest.raises(DataError, match="a study changes the norm"):
-        run_study(folder / "recipe.toml", output=folder / "study", seeds=1)
+def test_a_study_of_it_has_its_learning_rates_and_its_batches(folder: Path) -> None:
+    small = ["train.epochs=1", "data.name=synthetic", "data.count=40", "data.size=4"]
+    study = run_study(folder / "recipe.toml", output=folder / "study", overrides=small, seeds=1, device="cpu", jobs=1)
+    assert [experiment.name for experiment in study.experiments] == ["rates", "batches"]
+    assert {run.label for run in study.runs} == {"as the recipe has it"}
+    assert {(run.experiment, run.place) for run in study.runs if run.failure} == {("batches", 1)}
+    rates, batches = study.findings
+    assert len(re.findall(r"% \(n = 1\) at [\d.]+", rates.sentence)) == 5
+    assert re.search(r"Of 5, the largest at which .* is [\d.]+\. Final accuracy", rates.sentence)
+    assert len(re.findall(r"% \(n = 1\) at \d+", batches.sentence)) == 5
+    assert "At 1 it cannot be trained: train.batch_size is 1, and the norm" in batches.sentence
+    assert study.about["command"].endswith(f"--seeds=1 --device=cpu --jobs=1 -o {folder / 'study'}")
+
+
+@pytest.mark.parametrize("name", ["speed", "norms", "order", "bias"])
+def test_a_study_of_it_is_refused_where_its_norm_would_be_changed(folder: Path, name: str) -> None:
+    with pytest.raises(
+        DataError, match=rf"'{name}' changes network\..*does not have; take another experiment \(rates, b"
+    ):
+        run_study(folder / "recipe.toml", output=folder / "study", experiments=[name], seeds=1)
     assert not (folder / "study").exists()

@@ -160,6 +160,12 @@ def test_the_help_names_every_experiment(capsys: pytest.CaptureFixture[str]) -> 
     assert said == {experiment.name for experiment in plan(load_recipe(RECIPE))}
 
 
+def test_every_norm_that_the_network_takes_is_an_arm() -> None:
+    (norms,) = plan(load_recipe(ROOT / "models" / "digits-cnn" / "recipe.toml"), ("norms",))
+    assert [arm.label for arm in norms.arms] == ["batch", "batch_renorm", "layer", "group", "instance", "none"]
+    assert norms.left_out == ""
+
+
 def test_a_network_that_has_no_order_is_studied_without() -> None:
     resnet = load_recipe(ROOT / "models" / "digits-resnet" / "recipe.toml")
     assert [experiment.name for experiment in plan(resnet)] == ["speed", "rates", "batches", "norms", "bias"]
@@ -184,11 +190,11 @@ def test_a_study_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["study", str(RECIPE), "-o", str(folder), "--json", *options, *names]) == 0
     document = json.loads((folder / "study.json").read_text())
     assert {run["label"] for run in document["runs"]} >= {"norm first", "group", "none", "with a bias"}
-    failed = {run["label"] for run in document["runs"] if run["failure"]}
-    assert failed == {"instance"}  # which has no space to average over in a dense network
-    assert all(len(run["accuracies"]) == 2 for run in document["runs"] if not run["failure"])
+    assert "instance" not in {run["label"] for run in document["runs"]}, "no space to average over in a dense network"
+    assert all(len(run["accuracies"]) == 2 and not run["failure"] for run in document["runs"])
     (norms,) = [found["sentence"] for found in document["findings"] if found["experiment"] == "norms"]
-    assert "No training with instance came to its end" in norms
+    assert norms.endswith("Network 'mlp' does not take the norm 'instance'.")
+    assert document["about"]["command"].endswith(f"--seeds=2 --jobs=1 -o {folder}")
     assert len({tuple(run["accuracies"]) for run in document["runs"]}) > 8  # the arms and the seeds differ
     page = (folder / "study.html").read_text()
     assert page.count("<svg") == 3

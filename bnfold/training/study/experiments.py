@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from bnfold.errors import DataError
+from bnfold.training.fields import describe
 from bnfold.training.networks import KINDS
 from bnfold.training.recipe import Recipe
 
@@ -16,6 +17,9 @@ BATCHES = (1, 2, 4, 8, 32, 128)
 BATCH_NORMS = ("batch", "group", "layer")
 OTHER_NORMS = ("batch", "batch_renorm", "layer", "group", "instance", "none")
 ORDERS = ("norm_first", "activation_first")
+AS_IT_IS = "as the recipe has it"  # the one line of a network whose norm is its own affair
+# The keys of [network] that an experiment cannot do without.
+_CHANGES = {"speed": ("norm", "init"), "norms": ("norm",), "order": ("order",), "bias": ("norm", "bias")}
 
 
 @dataclass(frozen=True)
@@ -34,46 +38,63 @@ class Arm:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Arms that are compared. axis: what `place` means; empty where it is one place alone."""
+    """Arms that are compared. axis: what `place` means; empty where it is one place alone. left_out: a sentence on what
+    the network does not take, or empty.
+    """
 
     name: str
     title: str
     axis: str
     arms: tuple[Arm, ...]
+    left_out: str = ""
 
 
 def plan(recipe: Recipe, names: tuple[str, ...] = ()) -> tuple[Experiment, ...]:
     """The experiments of a study, where no names are given all that the network has the keys for.
 
-    Raises DataError for a name not known, for one that changes a key that the network does not have, and for a network
-    that is not this package's.
+    A network of the user's own has none of these keys, and its learning rates and batch sizes are left to study.
+    Raises DataError for a name not known, and for one that changes a key that the network does not have.
     """
-    if recipe.network.is_factory:
-        raise DataError(
-            f"a study changes the norm, the order and the initial weights of a network, which '{recipe.network.kind}' "
-            f"keeps to itself; expected one of {', '.join(KINDS)} as network.kind"
-        )
     known = {experiment.name: experiment for experiment in _all(recipe)}
     for name in names:
-        if name == "order" and name not in known:
+        if name in known:
+            continue
+        if name in _CHANGES:
             raise DataError(
-                f"the experiment 'order' changes network.order, which network '{recipe.network.kind}' does not have; "
-                "take another experiment or another kind of network"
+                f"the experiment '{name}' changes {' and '.join(f'network.{key}' for key in _CHANGES[name])}, which "
+                f"network '{recipe.network.kind}' does not have; take another experiment ({', '.join(known)}) or "
+                "another kind of network"
             )
-        if name not in known:
-            raise DataError(f"the experiment '{name}' is not known; expected some of {', '.join(known)}")
+        raise DataError(f"the experiment '{name}' is not known; expected some of {', '.join(known)}")
     return tuple(known[name] for name in known if not names or name in names)
 
 
 def _all(recipe: Recipe) -> Iterator[Experiment]:
-    yield Experiment("speed", "With and without batch norm, two initialisations", "", tuple(_speed()))
-    yield Experiment("rates", "Learning rates", "learning rate", tuple(_rates(recipe)))
-    yield Experiment("batches", "Small batches", "batch size", tuple(_batches(recipe)))
-    yield Experiment("norms", "Other norms", "", tuple(Arm(norm, 0, (f"network.norm={norm}",)) for norm in OTHER_NORMS))
-    if "order" in recipe.network.args:
-        arms = tuple(Arm(order.replace("_", " "), 0, (f"network.order={order}",)) for order in ORDERS)
-        yield Experiment("order", "Norm before and after the activation", "", arms)
-    yield Experiment("bias", "A bias before batch norm", "", tuple(_biases()))
+    every = (
+        Experiment("speed", "With and without batch norm, two initialisations", "", tuple(_speed())),
+        Experiment("rates", "Learning rates", "learning rate", tuple(_rates(recipe))),
+        Experiment("batches", "Small batches", "batch size", tuple(_batches(recipe))),
+        _norms(recipe),
+        Experiment("order", "Norm before and after the activation", "", tuple(_orders())),
+        Experiment("bias", "A bias before batch norm", "", tuple(_biases())),
+    )
+    has = () if recipe.network.is_factory else tuple(recipe.network.args)
+    yield from (each for each in every if all(key in has for key in _CHANGES.get(each.name, ())))
+
+
+def _norms(recipe: Recipe) -> Experiment:
+    """The norms that the network takes, and which it does not."""
+    kind = recipe.network.kind
+    taken = {each.name: each.choices for each in describe(KINDS[kind].args)}["norm"] if kind in KINDS else OTHER_NORMS
+    arms = tuple(Arm(norm, 0, (f"network.norm={norm}",)) for norm in OTHER_NORMS if norm in taken)
+    others = [f"'{norm}'" for norm in OTHER_NORMS if norm not in taken]
+    left_out = f"Network '{kind}' does not take the norm {' or '.join(others)}." if others else ""
+    return Experiment("norms", "Other norms", "", arms, left_out)
+
+
+def _orders() -> Iterator[Arm]:
+    for order in ORDERS:
+        yield Arm(order.replace("_", " "), 0, (f"network.order={order}",))
 
 
 def _speed() -> Iterator[Arm]:
@@ -83,12 +104,11 @@ def _speed() -> Iterator[Arm]:
 
 
 def _rates(recipe: Recipe) -> Iterator[Arm]:
-    for norm in NORMS:
-        for init in INITS:
-            for factor in RATES:
-                rate = recipe.optimizer.learning_rate * factor
-                changes = f"network.norm={norm}", f"network.init={init}", f"optimizer.learning_rate={rate!r}"
-                yield Arm(f"{norm}, {init} initialisation", rate, changes)
+    networks = [Arm(AS_IT_IS, 0, ())] if recipe.network.is_factory else list(_speed())
+    for network in networks:
+        for factor in RATES:
+            rate = recipe.optimizer.learning_rate * factor
+            yield Arm(network.label, rate, (*network.overrides, f"optimizer.learning_rate={rate!r}"))
 
 
 def _biases() -> Iterator[Arm]:
@@ -98,8 +118,8 @@ def _biases() -> Iterator[Arm]:
 
 def _batches(recipe: Recipe) -> Iterator[Arm]:
     """The learning rate goes with the batch size (Goyal et al. 2017), as for small batches in Wu and He 2018."""
-    for norm in BATCH_NORMS:
+    networks = {norm: (f"network.norm={norm}",) for norm in BATCH_NORMS}
+    for label, overrides in ({AS_IT_IS: ()} if recipe.network.is_factory else networks).items():
         for size in BATCHES:
             rate = recipe.optimizer.learning_rate * size / recipe.train.batch_size
-            changes = f"network.norm={norm}", f"train.batch_size={size}", f"optimizer.learning_rate={rate!r}"
-            yield Arm(norm, size, changes)
+            yield Arm(label, size, (*overrides, f"train.batch_size={size}", f"optimizer.learning_rate={rate!r}"))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
-from bnfold.training.study.experiments import INITS, Experiment
+from bnfold.training.study.experiments import AS_IT_IS, INITS, Experiment
 from bnfold.training.study.runs import Run
 
 HOLDS, FAILS, OPEN, SEEN = "holds", "does not hold here", "not decided", "seen"
@@ -60,7 +60,10 @@ def find(experiments: Sequence[Experiment], runs: Sequence[Run]) -> list[Finding
     found = []
     for experiment in experiments:
         own = _by_arm([run for run in runs if run.experiment == experiment.name])
-        found += list(tellers[experiment.name](own))
+        found += [
+            replace(finding, sentence=f"{finding.sentence} {experiment.left_out}".rstrip())
+            for finding in tellers[experiment.name](own)
+        ]
     return found
 
 
@@ -119,7 +122,41 @@ def _epochs(run: Run, target: float, never: int) -> int:
     return next((at for at, accuracy in enumerate(run.accuracies, 1) if accuracy >= target), never)
 
 
+def _is_of_ones_own(arms: Arms) -> bool:
+    """Whether the network is the user's own, and was trained as it is."""
+    return all(label == AS_IT_IS for label, _ in arms)
+
+
+def _own_rates(arms: Arms) -> Finding:
+    best = max(_final(runs).mean for runs in arms.values())
+    finals = {rate: _final(runs) for (_, rate), runs in sorted(arms.items())}
+    largest = max((rate for rate, final in finals.items() if final.mean >= _TRAINS * best), default=0.0)
+    listed = "; ".join(f"{final:.1%} at {rate:g}" for rate, final in finals.items())
+    return Finding(
+        "rates",
+        "With which learning rates it trains",
+        SEEN,
+        f"Of {len(finals)}, the largest at which the mean accuracy is {_TRAINS:.0%} of the best one or more is "
+        f"{_rate(largest)}. Final accuracy: {listed}.",
+    )
+
+
+def _own_batches(arms: Arms) -> Finding:
+    listed, refused = [], ""
+    for (_, size), runs in sorted(arms.items()):
+        if all(run.failure and not run.accuracies for run in runs):
+            refused += f" At {size:g} it cannot be trained: {runs[0].failure}."
+        else:
+            listed.append(f"{_final(runs):.1%} at {size:g}")
+    return Finding(
+        "batches", "What it reaches with small batches", SEEN, f"Final accuracy: {'; '.join(listed)}.{refused}"
+    )
+
+
 def _rates(arms: Arms) -> Iterator[Finding]:
+    if _is_of_ones_own(arms):
+        yield _own_rates(arms)
+        return
     best = max(_final(runs).mean for runs in arms.values())
     for init in INITS:
         largest = {}
@@ -145,6 +182,9 @@ def _rate(largest: float) -> str:
 
 
 def _batches(arms: Arms) -> Iterator[Finding]:
+    if _is_of_ones_own(arms):
+        yield _own_batches(arms)
+        return
     yield _one_sample(arms)
     sizes = sorted({place for _, place in arms} - {1.0})
     for size in (sizes[0], sizes[-1]):

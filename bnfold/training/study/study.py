@@ -77,20 +77,34 @@ def run_study(
         planned,
         tuple(runs),
         tuple(findings),
-        _about(path, overrides, experiments, seeds, base, device, folder),
+        _about(base, device, seeds, _command(path, folder, overrides, experiments, seeds, device, jobs)),
     )
     _write(study)
     return study
 
 
-def _about(
-    path: Path, overrides: Sequence[str], names: Sequence[str], seeds: int, base: Recipe, device: str, output: Path
-) -> dict[str, Any]:
+def _command(
+    path: Path,
+    folder: Path,
+    overrides: Sequence[str],
+    experiments: Sequence[str],
+    seeds: int,
+    device: str,
+    jobs: int,
+) -> str:
+    """What does the same again on a command line."""
+    words = [f"--set={text}" for text in overrides] + [f"--experiment={name}" for name in experiments]
+    words += [f"--seeds={seeds}"]
+    words += [f"--device={device}"] if device != "auto" else []
+    words += [f"--jobs={jobs}"] if jobs else []
+    return shlex.join(["bnfold", "study", str(path), *words, "-o", str(folder)])
+
+
+def _about(base: Recipe, device: str, seeds: int, command: str) -> dict[str, Any]:
     import torch
 
-    changes = [f"--set={text}" for text in overrides] + [f"--experiment={name}" for name in names]
     return {
-        "command": shlex.join(["bnfold", "study", str(path), *changes, f"--seeds={seeds}", "-o", str(output)]),
+        "command": command,
         "seeds": seeds,
         "device": device,
         "recipe": recipe_document(base),
