@@ -21,6 +21,7 @@ from testing_networks import (
     stale_statistics,
 )
 from torch import nn
+from torch.nn.utils.fusion import fuse_linear_bn_eval  # noqa: TID251 - the peer that is judged
 
 import bnfold
 from bnfold.errors import BnfoldError, DataError, ParityError
@@ -238,3 +239,41 @@ def test_right_fold_of_one_lucky_row_is_no_alarm():
     assert assert_parity(module, folded, lucky, tiers=("T3",)).holds
     with pytest.raises(ParityFailure):
         assert_parity(module, channel_broken(module), lucky, tiers=("T3",))
+
+
+def dense_in_float64() -> tuple[nn.Sequential, nn.Sequential]:
+    """A dense layer and its norm, and the fold of the two by torch; all in float64."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU()).double().eval()
+    with torch.no_grad():
+        module[1].running_mean.normal_(), module[1].running_var.uniform_(0.01, 0.5)
+    return module, nn.Sequential(fuse_linear_bn_eval(module[0], module[1]), nn.ReLU()).eval()
+
+
+def test_epsilon_of_a_float64_module_is_not_that_of_its_export():
+    """ONNX states 1e-5 in float32, as 9.99999974738e-06: some thousand ulp of a float64 fold."""
+    module, folded = dense_in_float64()
+    inputs = torch.randn(20, 5, dtype=torch.float64)
+    proof = assert_parity(module, folded, inputs)
+    assert proof.tier("T1").headline.endswith("on biases")
+    with torch.no_grad():
+        folded[0].weight[2, 3] *= 1 + 1e-14
+    with pytest.raises(ParityFailure, match="channel 2"):
+        assert_parity(module, folded, inputs)
+
+
+def test_epsilon_that_differs_in_its_last_digits_is_named():
+    module, folded = dense_in_float64()
+    inputs = torch.randn(20, 5, dtype=torch.float64)
+    before, after = (export_model(part, (inputs,)) for part in (module, folded))
+    with pytest.raises(ParityFailure, match=r"(?s)the epsilon was 1e-05\s+instead of\s+9\.99999974738e-06"):
+        assert_parity(before, after, inputs.numpy(), tiers=("T1",))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_frozen_torchscript_is_measured_where_it_has_no_graph_to_prove():
+    module = network()
+    folded = torch.jit.freeze(torch.jit.trace(fused(module), images()))
+    with pytest.raises(ParityFailure, match="cannot tell") as failure:
+        assert_parity(module, folded, images())
+    assert [tier.status for tier in failure.value.proof.report.tiers] == ["cannot tell", "holds", "holds"]

@@ -211,9 +211,10 @@ def _untold(tier: str, why: str) -> TierResult:
 
 def _weights(trial: _Trial, found: Mapping[str, TierResult]) -> TierResult:
     original, folded = trial.opened
-    ends = ends_of(original, folded)
     differs = any(tier.status == "fails" for tier in found.values())
-    comparison = compare_graphs(original.model, folded.model, ends if trial.goes_by_name else None)
+    ends = ends_of(original, folded) if trial.goes_by_name else None
+    is_torch = not any(isinstance(one, OnnxNetwork) for one in (trial.model, trial.folded))
+    comparison = compare_graphs(original.model, folded.model, ends, is_torch=is_torch)
     result = weights_tier(comparison, differs=differs)
     # The cause stands in the findings as text; in a row the schema of `verify` has an object for it.
     rows = ({key: value for key, value in one.to_dict().items() if key != "cause"} for one in comparison.tensors)

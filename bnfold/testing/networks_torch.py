@@ -48,7 +48,10 @@ class TorchNetwork:
     @property
     def names(self) -> tuple[str, ...] | None:
         """The arguments of `forward`, None where it takes any."""
-        found = inspect.signature(self._module.forward).parameters.values()
+        try:
+            found = inspect.signature(self._module.forward).parameters.values()
+        except ValueError:  # compiled code, TorchScript for one, has no signature
+            return None
         if any(one.kind in (one.VAR_POSITIONAL, one.VAR_KEYWORD) for one in found):
             return None
         return tuple(one.name for one in found)
@@ -125,9 +128,9 @@ def _named(leaves: list[Array], found: Any) -> dict[str, Array]:
 
 def _training(module: torch.nn.Module) -> str | None:
     """The first module in training mode that computes something else there; "" is the network itself."""
-    if module.training:
+    if getattr(module, "training", False):  # frozen TorchScript has no modes
         return ""
-    return next((name for name, part in module.named_modules() if part.training and isinstance(part, _MODAL)), None)
+    return next((name for name, part in module.named_modules() if isinstance(part, _MODAL) and part.training), None)
 
 
 @contextmanager

@@ -69,14 +69,17 @@ class Comparison:
         return tuple(tensor for tensor in self.tensors if tensor.verdict != "unchanged")
 
 
-def compare_graphs(original: ir.Model, folded: ir.Model, ends: Ends | None = None) -> Comparison:
+def compare_graphs(
+    original: ir.Model, folded: ir.Model, ends: Ends | None = None, *, is_torch: bool = False
+) -> Comparison:
     """Match two models and judge every tensor of the folded one. Raises FoldError for what cannot be read.
 
-    ends: which input and output is which; None: by their places.
+    ends: which input and output is which; None: by their places. is_torch: the original one was exported from a module,
+    whose epsilons are float64 where those of ONNX are float32.
     """
     original, _ = settled(original, weights=False)
     ready, computed = settled(folded, weights=True)
-    left, right = side_of(original), side_of(ready)
+    left, right = side_of(original, is_torch=is_torch), side_of(ready)
     _check_ends(left, right)
     matching = match(left, right, ends)
     demands = demands_of(left, right, matching)
@@ -131,7 +134,7 @@ def _folded_sides(left: Side, right: Side, demands: Demands, original: ir.Model)
             seen.add(told)
             model, tensors = replay(original, plan.edits, _blank)
             name = moves if isinstance(moves, str) else f"default, {', '.join(sorted(set(moves) - FREE))}"
-            yield name, side_of(model, tensors), plan
+            yield name, side_of(model, tensors, is_torch=left.is_torch), plan
         except FoldError:
             continue
 

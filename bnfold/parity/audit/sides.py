@@ -47,12 +47,16 @@ class Chain:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """A network. made: by name, tensors that are zero in the model and stand for an expression."""
+    """A network. made: by name, tensors that are zero in the model and stand for an expression.
+
+    is_torch: it was exported, and its literals, float32 in ONNX, are decimals that were written in float64.
+    """
 
     model: ir.Model
     graph: Graph
     constants: Constants
     made: Mapping[str, NewTensor] = field(default_factory=dict)
+    is_torch: bool = False
     contents: dict[str, Content] = field(default_factory=dict)
 
     @cached_property
@@ -151,10 +155,12 @@ class Side:
         return self.contents[norm.id]
 
     def exact(self, expr: Expr) -> Expr:
-        """An expression with what the made tensors stand for in their place."""
-        if not self.made:
+        """An expression with what the made tensors stand for in their place, and literals as they were written."""
+        if not self.made and not self.is_torch:
             return expr
         match expr:
+            case Scalar(value) if self.is_torch and float(np.float32(value)) == value:
+                return Scalar(float(str(np.float32(value))))
             case Leaf(tensor) if tensor.name in self.made:
                 known = self.made[tensor.name].expr
                 if size_of(known) == size_of(expr):
@@ -165,7 +171,7 @@ class Side:
         return _with_operands(expr, tuple(self.exact(part) for part in operands(expr)))
 
 
-def side_of(model: ir.Model, made: tuple[NewTensor, ...] = ()) -> Side:
+def side_of(model: ir.Model, made: tuple[NewTensor, ...] = (), *, is_torch: bool = False) -> Side:
     """Read a model. Raises FoldError for one that cannot be read."""
     model = clone_of(model)
     unlist_constants(model)
@@ -176,7 +182,7 @@ def side_of(model: ir.Model, made: tuple[NewTensor, ...] = ()) -> Side:
     for node in clone.graph:
         if node.domain == "" and node.op_identifier() not in clone.functions:
             constants.take(node)
-    return Side(clone, graph, constants, {new.tensor: new for new in made})
+    return Side(clone, graph, constants, {new.tensor: new for new in made}, is_torch)
 
 
 def is_affine(norm: Norm) -> bool:

@@ -100,10 +100,16 @@ def _in_words(wrong: Array, factors: F64, count: int) -> tuple[str, str]:
             return "ZEROED", f"{where} {verb} zero"
         if abs(factor + 1) < 1e-6:
             return "NEGATED", f"{where} {verb} negated"
-        return "CHANNEL_SCALED", f"{where} {verb} multiplied by {factor:.6g}"
+        return "CHANNEL_SCALED", f"{where} {verb} multiplied by {_spelt(factor)}"
     if len(wrong) <= max(1, _FEW * count):
         return "CHANNEL_SCALED", f"{which} are multiplied by a factor each"
     return "STALE", "another factor for each channel than the norm's: stale statistics?"
+
+
+def _spelt(factor: float) -> str:
+    """A factor, and by how much it misses 1 where it is close to that."""
+    rest = factor - 1
+    return f"1 {'+' if rest > 0 else '-'} {abs(rest):.3g}" if abs(rest) < 5e-6 else f"{factor:.6g}"
 
 
 def narrowed(exact: F64, dtype: np.dtype[Any]) -> Iterator[tuple[str, F64]]:

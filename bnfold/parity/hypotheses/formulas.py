@@ -40,7 +40,7 @@ def formulas(tree: Tree, norms: Sequence[Norm]) -> Iterator[Rewrite]:
         for eps in EPSILONS:
             by = {key: node for parts in some for key, node in _other_eps(parts, eps).items()}
             if by:
-                yield tree.replaced("EPS_OTHER", f"the epsilon{of} was {eps:g} instead of {_eps(some)}", by)
+                yield tree.replaced("EPS_OTHER", f"the epsilon{of} was {eps:g} instead of {_eps(some, eps)}", by)
 
 
 def maps(tree: Tree, norms: Sequence[Norm]) -> Iterator[Rewrite]:
@@ -97,8 +97,11 @@ def _choices(known: Sequence[Parts]) -> Iterator[tuple[Sequence[Parts], str]]:
         yield from (((parts,), f" of '{parts.norm.name}'") for parts in known)
 
 
-def _eps(some: Sequence[Parts]) -> str:
-    return " and ".join(dict.fromkeys(f"{_number(parts.eps):.6g}" for parts in some))
+def _eps(some: Sequence[Parts], other: float) -> str:
+    """Their epsilons, with as many digits as tell them from another one: ONNX states them in float32."""
+    numbers = [_number(parts.eps) for parts in some]
+    digits = 6 if all(f"{number:.6g}" != f"{other:.6g}" for number in numbers) else 12
+    return " and ".join(dict.fromkeys(f"{number:.{digits}g}" for number in numbers))
 
 
 def _number(expr: Expr) -> float:
@@ -115,7 +118,7 @@ def _eps_dropped(parts: Parts, _: Tree) -> Change:
 
 
 def _other_eps(parts: Parts, eps: float) -> Change:
-    if parts.total is None or parts.variance is None or abs(_number(parts.eps) - eps) <= 1e-6 * eps:
+    if parts.total is None or parts.variance is None or _number(parts.eps) == eps:
         return {}
     return {id(parts.total): shaped(Op("add", (parts.variance, Scalar(eps))), parts.total)}
 
