@@ -34,31 +34,40 @@ class Bounds:
     @staticmethod
     def of(settings: Settings, count: Callable[[str], None]) -> Bounds:
         """The bounds that the settings name; no more connections than there are files that the process may open."""
+        most = share_files(settings)
+        if most < settings.max_connections:
+            _logger.warning(
+                "the limit on open files allows %d connections instead of %d; raise ulimit -n",
+                most,
+                settings.max_connections,
+            )
         return Bounds(
             header_timeout=settings.header_timeout,
             keep_alive_timeout=settings.keep_alive_timeout,
             write_timeout=settings.write_timeout,
-            most_connections=_bound_by_files(settings.max_connections),
+            most_connections=most,
             most_unsent=settings.max_memory_bytes,
             count=count,
         )
 
 
-def _bound_by_files(wanted: int) -> int:
-    """So many connections as are wanted, or as the limit on open files leaves; it is raised as far as it may be."""
+def share_files(settings: Settings) -> int:
+    """The connections of one door, HTTP's or gRPC's: as many as are wanted, or as the limit on open files leaves.
+
+    The limit is raised as far as it may be.
+    """
+    wanted, doors = settings.max_connections, 1 if settings.grpc_port is None else 2
     try:
         import resource  # not on Windows
     except ImportError:
         return wanted
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = wanted + wanted // 8 + _SPARE_FILES
+    needed = doors * (wanted + wanted // 8) + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < needed:
         soft = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         if soft < needed:
-            most = max(1, (soft - _SPARE_FILES) * 8 // 9)
-            _logger.warning("%d open files allow %d connections instead of %d; raise ulimit -n", soft, most, wanted)
-            return most
+            return max(1, (soft - _SPARE_FILES) * 8 // 9 // doors)
     return wanted

@@ -6,7 +6,10 @@ A line never holds a key, a body or a query: what a request brought in is named 
 from __future__ import annotations
 
 import logging
+import math
 import sys
+import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -18,6 +21,7 @@ from service.settings import LogFormat, Settings
 FIELDS = ("request_id", "model", "version", "method", "path", "status", "duration_ms")
 
 _LONGEST = 20_000
+_PAUSE = 1.0  # seconds between two warnings that strangers bring about
 _logger = logging.getLogger(__name__)
 
 
@@ -33,6 +37,7 @@ def set_up_logs(log_format: LogFormat, worker: int | None = None) -> None:
         root.addHandler(handler)
         root.setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn.error").addFilter(_THINNED)
     # It warns of every form that a stranger sends damaged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
@@ -48,6 +53,32 @@ def say_where(settings: Settings, where: str) -> None:
         )
     several = "" if settings.workers == 1 else f" with {settings.workers} workers"
     _logger.info("serving on %s%s (docs: %s/docs); stop with Ctrl-C or SIGTERM", where, several, where)
+
+
+class Thinned(logging.Filter):
+    """Lets one warning a second through, with the number of those left out: any stranger can bring them about."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._until = -math.inf
+        self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record is written; errors are."""
+        if record.levelno > logging.WARNING:
+            return True
+        now = self._clock()
+        if now < self._until:
+            self._left_out += 1
+            return False
+        if self._left_out:
+            record.msg, record.args = f"{record.getMessage()} (and {self._left_out} more before)", ()
+        self._until, self._left_out = now + _PAUSE, 0
+        return True
+
+
+_THINNED = Thinned()
 
 
 class TextLines(logging.Formatter):

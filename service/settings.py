@@ -90,7 +90,9 @@ class Settings:
         2**20, "numbers in the JSON of a body; each list and each object counts as eight", low=1024, high=2**31
     )
     max_pixels: int = setting(2**25, "pixels of one picture; four bytes each once decoded", low=1, high=2**31)
-    max_connections: int = setting(1024, "connections of one process; the next is told 503", low=1, high=2**20)
+    max_connections: int = setting(
+        1024, "connections of one process, and those of gRPC beside; the next is told 503", low=1, high=2**20
+    )
     max_memory_bytes: int = setting(
         512 * _MIB,
         "all request bodies in flight together, and all answers that are not read yet",

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
+import math
 import os
 import ssl
 from collections.abc import AsyncGenerator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
+from service.bounds import share_files
 from service.hub import Hub
 from service.listener import bind_socket, no_address
 from service.settings import Settings
@@ -33,6 +35,8 @@ def check_grpc(settings: Settings) -> None:
     """
     if settings.grpc_port is None:
         return
+    # Its library writes lines of its own form to stderr, also of each greeting that fails, which a stranger can send.
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         importlib.import_module("service.rpc.service")
     except ImportError as problem:
@@ -88,14 +92,20 @@ def _build(hub: Hub, closing: asyncio.Event) -> tuple[Any, int]:
 
     from service.rpc.service import Service
 
-    settings = hub.settings
+    settings, most = hub.settings, share_files(hub.settings)
     server = grpc.aio.server(
+        maximum_concurrent_rpcs=most,  # each may bring a message, which is here in whole before its size is known
         options=[
             ("grpc.max_receive_message_length", settings.max_body_bytes),
             ("grpc.max_send_message_length", -1),
             ("grpc.max_concurrent_streams", _MOST_CALLS),
+            ("grpc.max_allowed_incoming_connections", most),
+            ("grpc.server_handshake_timeout_ms", _milliseconds(settings.header_timeout)),
+            ("grpc.max_connection_idle_ms", _milliseconds(settings.keep_alive_timeout)),
+            ("grpc.keepalive_time_ms", _milliseconds(settings.keep_alive_timeout)),
+            ("grpc.keepalive_timeout_ms", _milliseconds(settings.write_timeout)),
             ("grpc.so_reuseport", int(settings.workers > 1)),
-        ]
+        ],
     )
     server.add_generic_rpc_handlers(tuple(Service(hub, closing).handlers()))
     address = _address(settings.host, settings.grpc_port or 0)
@@ -104,6 +114,10 @@ def _build(hub: Hub, closing: asyncio.Event) -> tuple[Any, int]:
     except RuntimeError as problem:
         raise no_address(settings.host, settings.grpc_port or 0, OSError(str(problem))) from None
     return server, port
+
+
+def _milliseconds(seconds: float) -> int:
+    return math.ceil(seconds * 1000)
 
 
 def _listen(server: Any, address: str, settings: Settings) -> int:

@@ -18,8 +18,10 @@ async def infer(hub: Hub, body: bytes, seconds_left: float | None) -> tuple[Engi
     Raises Fault. A client that leaves cancels this task, and with it what waits in the queue.
     """
     with hub.budget.lease() as lease:
-        lease.take(len(body))
-        return await answer(hub, parse_message(body, pb.ModelInferRequest), seconds_left)
+        with hub.counting():
+            lease.take(len(body))
+            message = parse_message(body, pb.ModelInferRequest)
+        return await answer(hub, message, seconds_left)
 
 
 async def answer(hub: Hub, message: Any, seconds_left: float | None) -> tuple[Engine, Any]:

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
 from service.admin import check_unload, read_policy
-from service.errors import BadRequest, Fault, UnknownModel, Unsupported
+from service.errors import BadRequest, Fault, SlowClient, UnknownModel, Unsupported
 from service.extensions import find_config, gather_statistics, refuse_logging, refuse_memory, refuse_tracing
 from service.hub import Hub
 from service.metadata import describe_model, describe_server
@@ -38,6 +38,7 @@ _HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 _INFER_PATH = f"/{_SERVICE.full_name}/ModelInfer"
 _ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 _OPEN = frozenset({"ServerLive", "ServerReady"})
+_SLOWEST = 2**16  # bytes a second, as over REST
 
 
 class Service:
@@ -46,6 +47,8 @@ class Service:
     def __init__(self, hub: Hub, closing: asyncio.Event) -> None:
         self._hub = hub
         self._closing = closing
+        # How long a message of the largest size may take: gRPC says nothing of one before it has arrived.
+        self._patience = hub.settings.body_timeout + hub.settings.max_body_bytes / _SLOWEST
         self._methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -65,7 +68,7 @@ class Service:
         methods["ModelInfer"] = grpc.stream_unary_rpc_method_handler(self._infer, response_serializer=_to_bytes)
         methods[stream.NAME] = grpc.stream_stream_rpc_method_handler(self._stream, response_serializer=_to_bytes)
         yield grpc.method_handlers_generic_handler(_SERVICE.full_name, methods)
-        check = grpc.unary_unary_rpc_method_handler(self._check, response_serializer=_to_bytes)
+        check = grpc.stream_unary_rpc_method_handler(self._check, response_serializer=_to_bytes)
         yield grpc.method_handlers_generic_handler(_HEALTH.full_name, {"Check": check})
 
     def _unary(self, described: Any) -> Any:
@@ -82,7 +85,7 @@ class Service:
                 self._admit(name, context)
                 if method is None:
                     raise _refusal(name)
-                body = b"" if name in _OPEN else await _only(messages)
+                body = b"" if name in _OPEN else await self._only(messages)
                 found = await method(parse_message(body, request))
                 return ParseDict(found, response())
             except Exception as problem:
@@ -96,6 +99,16 @@ class Service:
             return
         self._hub.check_key(raw_headers(context), "admin" if name in _ADMIN else "infer")
 
+    async def _only(self, messages: Messages) -> bytes:
+        """The message of a call that has one. Raises BadRequest for none, SlowClient."""
+        try:
+            async with asyncio.timeout(self._patience):
+                async for message in messages:
+                    return message
+        except TimeoutError:
+            raise SlowClient(f"no message arrived within {self._patience:g} s; send it faster") from None
+        raise BadRequest("the call ended without a message; expected one")
+
     # --------------------------------------------------------------------------------------------------- inference
 
     async def _infer(self, messages: Messages, context: Context) -> Message:
@@ -103,7 +116,9 @@ class Service:
         try:
             with watched(self._hub, _INFER_PATH, headers) as request_id:
                 self._hub.check_key(headers, "infer")
-                engine, response = await infer(self._hub, await _only(messages), context.time_remaining())
+                with self._hub.counting():
+                    body = await self._only(messages)
+                engine, response = await infer(self._hub, body, context.time_remaining())
         except Exception as problem:
             return await _abort(context, problem, "ModelInfer")
         proof = [(name.decode("ascii"), value.decode("ascii")) for name, value in engine.headers]
@@ -128,10 +143,10 @@ class Service:
     async def _model_ready(self, message: Any) -> Document:
         return {"ready": self._is_model_ready(message.name, message.version)}
 
-    async def _check(self, body: bytes, context: Context) -> Message:
+    async def _check(self, messages: Messages, context: Context) -> Message:
         """gRPC's own health check: of the server with an empty name, of a model with the model's."""
         try:
-            name = parse_message(body, health_pb2.HealthCheckRequest).service
+            name = parse_message(await self._only(messages), health_pb2.HealthCheckRequest).service
             known = name in ("", _SERVICE.full_name)
             if not known:
                 self._admit("ModelReady", context)
@@ -178,13 +193,6 @@ class Service:
         check_unload(parameters)
         await self._hub.keeper.unload(message.model_name)
         return {}
-
-
-async def _only(messages: Messages) -> bytes:
-    """The message of a call that has one. Raises BadRequest for none."""
-    async for message in messages:
-        return message
-    raise BadRequest("the call ended without a message; expected one")
 
 
 def _to_bytes(message: Message) -> bytes:

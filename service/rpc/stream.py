@@ -71,8 +71,9 @@ class Stream:
         identity = ""
         try:
             self._hub.check_key(self._headers, "infer")  # a stream may outlive the key that it was opened with
-            lease.take(len(body))
-            message = parse_message(body, pb.ModelInferRequest)
+            with self._hub.counting():
+                lease.take(len(body))
+                message = parse_message(body, pb.ModelInferRequest)
             identity = message.id
             with watched(self._hub, _PATH, self._headers):
                 _, found = await answer(self._hub, message, self._context.time_remaining())

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_messages import INVALID, NOT_FOUND, SERVICE, channel, message, outcome, pending, refusal, slow
+from grpc_messages import INVALID, NOT_FOUND, SERVICE, channel, failures, message, outcome, pending, refusal, slow
 from service_clients import Doors, both_doors
 from service_runs import ROOT, until
 from tritonclient.grpc import service_pb2 as pb
@@ -24,7 +25,9 @@ from tritonclient.grpc import service_pb2_grpc
 
 from service import errors
 from service.answers import status_of
+from service.rpc.door import check_grpc
 from service.rpc.statuses import code_of, metadata_of
+from service.settings import Settings
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,90 @@ def test_a_message_without_a_key_is_not_taken_into_memory(digits_only: Path, tmp
         assert outcome(infer, message([bytes(size)]), metadata=known) is INVALID
         taken = most(doors.child.child) - before
     assert unknown < size < taken
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "ERROR"), ("DEBUG", "DEBUG")])
+def test_the_library_of_grpc_keeps_its_own_lines_out_of_the_log_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str
+):
+    """A stranger's greeting that fails is one, and no JSON."""
+    monkeypatch.setenv("GRPC_VERBOSITY", given or "")
+    if given is None:
+        monkeypatch.delenv("GRPC_VERBOSITY")
+    check_grpc(Settings(grpc_port=0))
+    assert os.environ["GRPC_VERBOSITY"] == expected
+
+
+NARROW = {
+    "BNFOLD_MAX_CONNECTIONS": "4",
+    "BNFOLD_HEADER_TIMEOUT": "1",
+    "BNFOLD_BODY_TIMEOUT": "1",
+    "BNFOLD_MAX_BODY_BYTES": "64KiB",
+    "BNFOLD_KEEP_ALIVE_TIMEOUT": "2",
+}
+
+
+@pytest.fixture(scope="module")
+def narrow(digits_only: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
+    with both_doors(digits_only, tmp_path_factory.mktemp("narrow"), **NARROW) as started:
+        yield started
+
+
+def test_silent_connections_are_bounded_in_number_and_in_time(narrow: Doors):
+    host, _, port = narrow.grpc.rpartition(":")
+    with ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection((host, int(port)), timeout=60)) for _ in range(12)]
+        for each in silent:  # those beyond the fourth at once, the others when they have sent no greeting in time
+            assert is_closed(each)
+    with channel(narrow) as opened:
+        assert service_pb2_grpc.GRPCInferenceServiceStub(opened).ServerLive(pb.ServerLiveRequest(), timeout=60).live
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other end closes a connection before the time of the socket is over."""
+    try:
+        while connection.recv(65536):
+            pass
+    except ConnectionResetError:
+        return True
+    return True
+
+
+def test_calls_beyond_the_bound_are_refused_and_taken_again_later(narrow: Doors):
+    waiting: list[queue.Queue[Any]] = [queue.Queue() for _ in range(4)]
+    with channel(narrow) as opened:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        streams = [stub.ModelStreamInfer(iter(each.get, None)) for each in waiting]
+        for each, stream in zip(waiting, streams, strict=True):
+            each.put(message())
+            next(stream)
+        assert refusal(stub.ModelInfer, message())[0] is grpc.StatusCode.RESOURCE_EXHAUSTED
+        for each in waiting:
+            each.put(None)
+        assert [list(stream) for stream in streams] == [[]] * 4
+        until(lambda: outcome(stub.ModelInfer, message()) is None)
+
+
+def test_a_call_whose_message_does_not_come_is_ended(narrow: Doors):
+    waiting: queue.Queue[Any] = queue.Queue()
+    with channel(narrow) as opened:
+        for path in (f"/{SERVICE.full_name}/ModelInfer", "/grpc.health.v1.Health/Check"):
+            code, said = refusal(opened.stream_unary(path), iter(waiting.get, None))
+            assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+            assert said == "no message arrived within 2 s; send it faster"
+        waiting.put(None)
+    assert failures(narrow, "slow_client", model="") == 1
+
+
+def test_an_idle_connection_is_closed_and_the_next_call_opens_another(narrow: Doors):
+    seen: list[grpc.ChannelConnectivity] = []
+    with channel(narrow) as opened:
+        opened.subscribe(seen.append)
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(opened)
+        assert stub.ServerLive(pb.ServerLiveRequest()).live
+        until(lambda: grpc.ChannelConnectivity.READY in seen)
+        until(lambda: seen[-1] is grpc.ChannelConnectivity.IDLE)
+        assert stub.ServerLive(pb.ServerLiveRequest()).live
 
 
 def test_sigterm_finishes_what_was_accepted_and_ends_streams(digits_only: Path, tmp_path: Path):

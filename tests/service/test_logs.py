@@ -14,7 +14,7 @@ import httpx
 import pytest
 from service_runs import Process, process, until
 
-from service.logs import JsonLines, TextLines
+from service.logs import JsonLines, TextLines, Thinned
 from service.watch import identify
 
 SECRET = "0123456789secret"
@@ -119,6 +119,31 @@ def test_a_strange_message_stays_one_line_of_valid_text(message: str):
         line.encode("utf-8")
         assert len(line) < 50_000
     assert json.loads(JsonLines(3).format(record(message)))["worker"] == 3
+
+
+def test_of_the_warnings_that_strangers_bring_about_one_a_second_is_written_and_the_others_are_counted():
+    now = [100.0]
+    thinned = Thinned(lambda: now[0])
+
+    def written(seconds: float, level: int = logging.WARNING) -> str | None:
+        now[0] += seconds
+        record = logging.LogRecord("uvicorn.error", level, __file__, 1, "%s was refused", ("it",), None)
+        return record.getMessage() if thinned.filter(record) else None
+
+    assert written(0) == "it was refused"
+    assert [written(0.1) for _ in range(3)] == [None] * 3
+    assert written(0.1, logging.ERROR) == "it was refused"
+    assert written(1) == "it was refused (and 3 more before)"
+    assert written(2) == "it was refused"
+
+
+def test_strangers_do_not_fill_the_log(digits_only: Path, tmp_path: Path):
+    with process(digits_only, tmp_path) as server:
+        for _ in range(50):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=60) as stranger:
+                stranger.sendall(b"\x16\x03\x01 what is no HTTP\r\n\r\n")
+                assert stranger.recv(65536).startswith(b"HTTP/1.1 400 ")
+        assert 1 <= server.text().count("what is no HTTP was refused") < 50
 
 
 def test_an_exception_is_in_the_log_in_both_formats():
