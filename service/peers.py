@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 _PATIENCE = 1.0  # seconds; a worker whose loop is busy for longer is of no use to a probe
+_GLANCE = 0.2  # seconds for one that did not answer the last time: a probe has a second itself
 _MOMENT = 0.1  # seconds
 _LONGEST = 4 * 2**20
 
@@ -58,6 +59,7 @@ class Peers:
         self._server: asyncio.Server | None = None
         self._asked: asyncio.Future[list[State | None]] | None = None
         self._until = 0.0
+        self._away: set[int] = set()
 
     async def start(self) -> None:
         """Answer the others."""
@@ -77,8 +79,7 @@ class Peers:
         if self._crew is None:
             return []
         if self._asked is None or (self._asked.done() and now > self._until):
-            away = [worker for worker in range(self._crew.workers) if worker != self._crew.worker]
-            self._asked = asyncio.gather(*(_ask(self._crew.socket(worker)) for worker in away))
+            self._asked = asyncio.ensure_future(self._ask_all(self._crew))
             self._until = now + _MOMENT
         found = await asyncio.shield(self._asked)
         return [state for state in found if state is not None]
@@ -89,6 +90,13 @@ class Peers:
             return []
         found = {state["worker"]: state for state in [self._tell(), *await self.others()]}
         return [found.get(worker, {"worker": worker, "ready": False}) for worker in range(self._crew.workers)]
+
+    async def _ask_all(self, crew: Crew) -> list[State | None]:
+        others = [worker for worker in range(crew.workers) if worker != crew.worker]
+        waits = [_GLANCE if worker in self._away else _PATIENCE for worker in others]
+        found = await asyncio.gather(*map(_ask, map(crew.socket, others), waits))
+        self._away = {worker for worker, state in zip(others, found, strict=True) if state is None}
+        return found
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -124,10 +132,10 @@ async def describe_crew(peers: Peers) -> dict[str, Any]:
     return {"workers": [{name: value for name, value in state.items() if name != "gauges"} for state in states]}
 
 
-async def _ask(path: str) -> State | None:
+async def _ask(path: str, patience: float) -> State | None:
     writer: asyncio.StreamWriter | None = None
     try:
-        async with asyncio.timeout(_PATIENCE):
+        async with asyncio.timeout(patience):
             reader, writer = await asyncio.open_unix_connection(path, limit=_LONGEST)
             writer.write(b'{"ask":"state"}\n')
             found: State = orjson.loads(await reader.readline())

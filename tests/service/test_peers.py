@@ -84,6 +84,28 @@ def test_one_that_is_away_hangs_or_talks_nonsense_is_not_ready(folder: Path, mon
     asyncio.run(run())
 
 
+def test_one_that_did_not_answer_is_not_waited_for_as_long_the_next_time(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """Otherwise every probe of a server with one hung worker takes a second, which is all that a probe has."""
+    waits: list[tuple[str, float]] = []
+    answers = [False, False, True, True]
+
+    async def ask(path: str, patience: float) -> dict[str, Any] | None:
+        waits.append((Path(path).name, patience))
+        return tell(1) if answers.pop(0) else None
+
+    async def run() -> None:
+        monkeypatch.setattr(module, "_ask", ask)
+        monkeypatch.setattr(module, "_MOMENT", -1.0)
+        here = peers(folder, 0, 2)
+        for _ in range(4):
+            await here.others()
+
+    asyncio.run(run())
+    short, long = module._GLANCE, module._PATIENCE
+    assert short < long
+    assert waits == [("worker-1.sock", patience) for patience in (long, short, short, long)]
+
+
 def test_a_worker_takes_the_place_of_one_that_was_killed(folder: Path):
     async def run() -> None:
         first, second, successor = peers(folder, 0, 2), peers(folder, 1, 2), peers(folder, 1, 2)
