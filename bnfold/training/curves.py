@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,6 +17,21 @@ def write_history(path: Path, history: Sequence[Epoch]) -> None:
         writer = csv.writer(file)
         writer.writerow([field.name for field in dataclasses.fields(Epoch)])
         writer.writerows([f"{value:.6g}" for value in dataclasses.astuple(row)] for row in history)
+
+
+def read_history(path: Path) -> list[Epoch]:
+    """What `write_history` wrote; empty for a file that is anything else."""
+    names = [field.name for field in dataclasses.fields(Epoch)]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            head, *rows = csv.reader(file)
+        numbers = [[float(text) for text in row] for row in rows]
+        history = [Epoch(epoch, *row) for epoch, (_, *row) in enumerate(numbers, start=1)]
+    except (OSError, ValueError, TypeError, csv.Error):
+        return []
+    counted = [row[0] for row in numbers] == [row.epoch for row in history]
+    finite = all(math.isfinite(value) for row in numbers for value in row)
+    return history if head == names and counted and finite else []
 
 
 def draw_curves(path: Path, history: Sequence[Epoch], title: str) -> None:

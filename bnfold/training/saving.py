@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 
 from bnfold.preprocessing import Preprocessing
 from bnfold.training.checkpoint import HELD_OUT, META, WEIGHTS, Checkpoint, load_checkpoint, read_tensors
-from bnfold.training.curves import draw_curves, write_history
+from bnfold.training.curves import draw_curves, read_history, write_history
 from bnfold.training.data import Array, prepare
 from bnfold.training.folders import write_folder
 from bnfold.training.run import Epoch
-from bnfold.training.trends import Trends, write_trends
+from bnfold.training.trends import Trends, is_trends, norm_names, write_trends
 
+HISTORY, TRENDS, CURVES = "history.csv", "norms.csv", "curves.png"
 _MOST_BYTES = 64 * 2**20
 
 
@@ -46,10 +47,9 @@ def save_checkpoint(
         kept = _kept(*held_out)
         save_file({name: torch.from_numpy(np.array(part)) for name, part in kept.items()}, scratch / HELD_OUT)
         _fill(scratch, module, meta, kept["images"], trends)
-        write_history(scratch / "history.csv", history)
-        write_trends(scratch / "norms.csv", trends)
-        accuracy = meta["metrics"]["held_out_accuracy"]
-        draw_curves(scratch / "curves.png", history, f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out")
+        write_history(scratch / HISTORY, history)
+        write_trends(scratch / TRENDS, trends)
+        draw_curves(scratch / CURVES, history, _title(meta, meta["metrics"]["held_out_accuracy"]))
 
     return load_checkpoint(write_folder(folder, "checkpoint", fill, counted=counted))
 
@@ -62,14 +62,37 @@ def save_again(folder: Path, old: Checkpoint, module: torch.nn.Module, meta: Map
     """
 
     def fill(scratch: Path) -> None:
-        for name in (HELD_OUT, "history.csv", "norms.csv", "curves.png"):
-            # A checkpoint may come from anybody: what its links point to is not for whoever gets the new one, unless it
-            # has been read as what it should be.
-            if (old.path / name).is_file() and (name == HELD_OUT or not (old.path / name).is_symlink()):
-                shutil.copyfile(old.path / name, scratch / name)
+        shutil.copyfile(old.path / HELD_OUT, scratch / HELD_OUT)
+        _copy_past(old, norm_names(module), scratch)
         _fill(scratch, module, meta, read_tensors(old.path / HELD_OUT)["images"].numpy(), None)
 
     return load_checkpoint(write_folder(folder, "checkpoint", fill))
+
+
+def _copy_past(old: Checkpoint, norms: Collection[str], scratch: Path) -> None:
+    """What tells of the training of another checkpoint, as far as it is there.
+
+    A checkpoint may come from anybody: what its links point to is not for whoever gets the new one, unless it reads as
+    what it should be. Stores of large files keep all of theirs as links.
+    """
+    there = [path for path in (old.path / name for name in (HISTORY, TRENDS, CURVES)) if path.is_file()]
+    for path in there:
+        if not path.is_symlink():
+            shutil.copyfile(path, scratch / path.name)
+    linked = {path.name: path for path in there if path.is_symlink() and path.stat().st_size <= _MOST_BYTES}
+    history = read_history(old.path / HISTORY) if linked else []
+    if history and HISTORY in linked:
+        write_history(scratch / HISTORY, history)
+    if history and CURVES in linked:  # drawn again: a picture says nothing of what it is
+        draw_curves(scratch / CURVES, history, _title(old.meta, history[-1].held_out_accuracy))
+    if TRENDS in linked:
+        text = linked[TRENDS].read_bytes().decode(errors="replace")
+        if is_trends(text, norms):
+            (scratch / TRENDS).write_bytes(text.encode())
+
+
+def _title(meta: Mapping[str, Any], accuracy: float) -> str:
+    return f"{meta['name']}, seed {meta['seed']}: {accuracy:.2%} held out"
 
 
 def _fill(

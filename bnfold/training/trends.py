@@ -7,7 +7,7 @@ where it has none of its channels.
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,6 +135,17 @@ def write_trends(path: Path, trends: Trends) -> None:
         for epoch, norms in enumerate(trends.values, start=1):
             for name, values in zip(trends.names, norms, strict=True):
                 writer.writerow([epoch, name, *(f"{value:.6g}" for value in values)])
+
+
+def is_trends(text: str, names: Collection[str]) -> bool:
+    """Whether a text is what `write_trends` writes of some norms."""
+    try:
+        head, *rows = csv.reader(text.splitlines())
+        numbers = [[float(cell) for cell in (epoch, *cells)] for epoch, _, *cells in rows]
+    except (ValueError, csv.Error):
+        return False
+    whole = all(len(row) == 1 + len(NUMBERS) for row in numbers)
+    return head == ["epoch", "norm", *NUMBERS] and whole and {row[1] for row in rows} <= set(names)
 
 
 def _followed(network: nn.Module) -> dict[str, Any]:

@@ -14,8 +14,10 @@ from PIL import Image
 from bnfold.cli import main
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_checkpoint
+from bnfold.training.curves import read_history
 from bnfold.training.recalibration import recalibrate_checkpoint
 from bnfold.training.statistics import norms_of
+from bnfold.training.trends import is_trends
 
 
 def dimmed(checkpoint: Checkpoint) -> np.ndarray:
@@ -88,6 +90,59 @@ def test_what_a_checkpoint_only_links_to_is_not_copied(checkpoint: Checkpoint, d
     made = recalibrate_checkpoint(copy, data, tmp_path / "new").checkpoint
     assert not (made.path / "norms.csv").exists()
     assert (made.path / "history.csv").exists()
+
+
+def test_a_checkpoint_of_links_keeps_what_tells_of_its_training(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path
+) -> None:
+    """As stores of large files have it: every file is a link to a place where all of them lie by their hashes."""
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for path in checkpoint.path.iterdir():
+        (copy / path.name).symlink_to(path)
+    made = recalibrate_checkpoint(copy, data, tmp_path / "new").checkpoint
+    for name in ("history.csv", "norms.csv", "held_out.safetensors"):
+        assert (made.path / name).read_bytes() == (checkpoint.path / name).read_bytes(), name
+        assert not (made.path / name).is_symlink()
+    with Image.open(made.path / "curves.png") as drawn, Image.open(checkpoint.path / "curves.png") as before:
+        assert drawn.size == before.size
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("history.csv", "epoch,norm\n1,2\n"),
+        ("history.csv", "a key"),
+        ("history.csv", ""),
+        ("norms.csv", ""),
+        ("norms.csv", b"\xff\x00"),
+        ("curves.png", b"\x89PNG of somebody"),
+    ],
+)
+def test_a_link_to_something_else_is_not_followed(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, name: str, content: str | bytes
+) -> None:
+    copy, secret = tmp_path / "copy", tmp_path / "secret"
+    shutil.copytree(checkpoint.path, copy)
+    secret.write_bytes(content.encode() if isinstance(content, str) else content)
+    (copy / name).unlink()
+    (copy / name).symlink_to(secret)
+    made = recalibrate_checkpoint(copy, data, tmp_path / "new").checkpoint
+    assert not (made.path / name).exists() or (made.path / name).read_bytes() != secret.read_bytes()
+
+
+def test_a_row_that_is_none_of_a_training_makes_no_history(checkpoint: Checkpoint, tmp_path: Path) -> None:
+    lines = (checkpoint.path / "history.csv").read_text().splitlines()
+    assert len(read_history(checkpoint.path / "history.csv")) == len(lines) - 1 == 4
+    norms = (checkpoint.path / "norms.csv").read_text()
+    names = {line.split(",")[1] for line in norms.splitlines()[1:]}
+    assert is_trends(norms, names)
+    assert not is_trends(norms, names - {min(names)})
+    assert not is_trends(norms.replace("smallest_variance", "password"), names)
+    assert not is_trends(norms + "5,a key\n", names)
+    for wrong in (lines[2:], [*lines, lines[1]], [*lines, "a key"], [*lines, lines[-1].replace("4,", "5,nan,", 1)]):
+        (tmp_path / "history.csv").write_text("\n".join(wrong) + "\n")
+        assert read_history(tmp_path / "history.csv") == []
 
 
 def test_a_folder_of_pictures_will_do(checkpoint: Checkpoint, tmp_path: Path) -> None:
