@@ -32,6 +32,7 @@ class Recorder:
         self.runs: list[tuple[int, int]] = []
         self.threads: list[str] = []
         self.seconds = seconds
+        self.wait: Callable[[float], None] = time.sleep
         self.gate = threading.Event()
         self.gate.set()
         self.entered = threading.Semaphore(0)
@@ -44,7 +45,7 @@ class Recorder:
             self.threads.append(threading.current_thread().name)
         self.entered.release()
         assert self.gate.wait(60)
-        time.sleep(self.seconds * len(first))
+        self.wait(self.seconds * len(first))
         if (first == POISON).any():
             raise ModelFault("poison")
         return {"y": inputs["x"] * 2}
@@ -170,11 +171,29 @@ def test_a_greedy_model_does_not_starve_another():
     assert order.index("modest") <= 16  # of 48: after two batches of the other at most
 
 
-def test_turns_go_by_time_and_not_by_batches():
+class Clock:
+    """For the batcher, time that passes in the models alone."""
+
+    monotonic = staticmethod(time.monotonic)
+
+    def __init__(self) -> None:
+        self.now = time.perf_counter()
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def wait(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_turns_go_by_time_and_not_by_batches(monkeypatch: pytest.MonkeyPatch):
     slow, fast = Recorder("slow/1", seconds=8e-3), Recorder("fast/1", seconds=1e-3)
     calls: list[str] = []
+    clock = Clock()
+    monkeypatch.setattr("service.batcher.time", clock)
     for model in (slow, fast):
         model.calls = _Tee(calls, model.label)  # type: ignore[assignment]
+        model.wait = clock.wait
 
     async def test(batcher: Batcher) -> None:
         for model in (slow, fast):
