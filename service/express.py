@@ -267,6 +267,7 @@ class Course:
             self.held = len(self.body)
             length = parse_header_length(self.header_length, self.held)
             self.request = request = parse_request(self.body, length, engine.signature, hub.limits)
+            self.body = b""  # while it is warm, the next one takes its place
             limit = hub.settings.request_timeout
             timeout = limit if request.timeout is None else min(request.timeout, limit)
             self.ticket = hub.batcher.submit(
@@ -347,7 +348,7 @@ class Course:
         self.count.release()
         self.connection.hub.budget.give_back(self.held)
         self.held = 0
-        self.request = None
+        self.request = self.ticket = None
 
     def _write(self, status: int, body: bytes, headers: Headers, content_type: bytes, proof: bytes = b"") -> None:
         connection = self.connection
