@@ -233,6 +233,16 @@ def test_wrong_formulas_are_named_with_their_cause(name: str):
     assert any(words in tensor.cause for tensor in found.wrong), [tensor.sentence() for tensor in found.wrong]
 
 
+def test_mean_of_another_moment_is_named_where_only_the_bias_shows_it():
+    """The means moved, each by its own amount, and the variances did not."""
+    original, folded = folded_classifier()
+    tensor = next(node for node in folded.graph.node if node.op_type == "Conv").input[2]
+    moved = changed(folded, tensor, lambda array: array + np.linspace(0.01, 0.02, array.size, dtype=np.float32) ** 2)
+    (wrong,) = compare(original, moved).wrong
+    assert (wrong.tensor, wrong.role) == (tensor, "bias")
+    assert "its weight is right: a mean or a beta of another moment" in wrong.sentence()
+
+
 def test_lost_bias_is_named_where_there_is_no_tensor():
     original, folded = folded_classifier()
     reader = next(node for node in folded.graph.node if node.op_type == "Gemm")

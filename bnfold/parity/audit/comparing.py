@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import ml_dtypes
@@ -110,8 +110,8 @@ def _check_ends(left: Side, right: Side) -> None:
     more = Counter(_contents(right)) - Counter(_contents(left))
     fewer = Counter(_contents(left)) - Counter(_contents(right))
     if sum(more.values()) > sum(fewer.values()):
-        counts = f"FOLDED has {len(right.norms)} norms and ORIGINAL {len(left.norms)}"
-        raise ParityError(f"{counts}, expected fewer in FOLDED, for a fold takes norms away; are the two swapped?")
+        counts = f"the norms of FOLDED are {len(right.norms)}, those of ORIGINAL {len(left.norms)}"
+        raise ParityError(f"{counts}; expected fewer in FOLDED, for a fold takes norms away; are the two swapped?")
 
 
 def _contents(side: Side) -> Iterator[object]:
@@ -173,6 +173,7 @@ def _blank(expr: Expr, dtype: str) -> Array:
 def _judged(left: Side, right: Side, matching: Matching, demands: Demands, by: str, plan: Plan | None) -> Comparison:
     norms = left.norms if plan is None else plan.norms
     tensors = [_with_cause(left, demand, judge(demand, norms), demands) for demand in demands.tensors]
+    tensors = list(_with_other_means(tensors))
     gaps = [*matching.problems, *demands.gaps]
     if plan is not None:
         here = {norm.name for norm in left.norms}
@@ -204,6 +205,18 @@ def _with_cause(left: Side, demand: Demand, found: TensorAudit, demands: Demands
             cause = f"{norm.label} was taken in as though it ran over the channels of this linear"
             return dataclasses.replace(found, cause=cause)
     return found
+
+
+def _with_other_means(tensors: Sequence[TensorAudit]) -> Iterator[TensorAudit]:
+    """A bias that nothing explains, beside a right weight: the mean is the statistic that no weight shows."""
+    right = {(one.site, one.norms) for one in tensors if one.role == "weight" and one.verdict != "wrong"}
+    for tensor in tensors:
+        is_open = tensor.verdict == "wrong" and tensor.role == "bias" and not tensor.cause and tensor.norms
+        if is_open and (tensor.site, tensor.norms) in right and 2 * tensor.wrong > tensor.elements:
+            cause = "its weight is right: a mean or a beta of another moment of training?"
+            yield dataclasses.replace(tensor, cause=cause)
+        else:
+            yield tensor
 
 
 def _names(norms: dict[str, Norm], *others: dict[str, Norm]) -> list[str]:

@@ -121,7 +121,8 @@ def weights_tier(found: Comparison, *, differs: bool) -> TierResult:
     worst = {role: _worst(found, role) for role in dict.fromkeys(t.role for t in found.changed if not t.barred)}
     where = f"{found.matched} of {found.linears} linears matched"
     parts = [f"{count} {verdict}" for verdict, count in counts.items() if count and verdict != "unchanged"]
-    headline = f"{where}; {len(found.changed)} tensors changed" + (f": {', '.join(parts)}" if parts else "")
+    changed = f"{len(found.changed)} tensor{'s' * (len(found.changed) != 1)} changed"
+    headline = f"{where}; {changed}" + (f": {', '.join(parts)}" if parts else "")
     if worst:
         spelt = ", ".join(
             f"{ulp:.4g} on {_PLURALS[role]}" if math.isfinite(ulp) else f"{_PLURALS[role]} not finite"

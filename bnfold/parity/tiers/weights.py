@@ -18,7 +18,7 @@ def check(evidence: Evidence, _: Request) -> TierResult:
     elements = sum(tensor.distances.elements for tensor in found.tensors)
     wrong = [tensor for tensor in found.tensors if not tensor.nearest]
     headline = f"{len(found.tensors)} folded tensors, {elements:,} values, "
-    headline += f"{len(wrong)} tensors wrong; " if wrong else "each the nearest; "
+    headline += f"{len(wrong)} tensor{'s' * (len(wrong) > 1)} wrong; " if wrong else "each the nearest; "
     headline += f"worst {found.worst_ulp:.4f} ulp" if found.worst_ulp < 10 else f"worst {found.worst_ulp:,.4g} ulp"
     headline += "; the graph is not the fold of the reference" if found.structure else ""
     summary = {
