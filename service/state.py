@@ -105,7 +105,10 @@ class DesiredState:
         except FileNotFoundError:
             return {}
         except OSError as problem:
-            raise _damaged(path, f"cannot be read ({problem.strerror})") from None
+            raise BnfoldError(
+                f"{path} cannot be read ({problem.strerror}); expected a folder as state_dir, and a file in it that "
+                "the server may read; correct its mode, or give another --state-dir"
+            ) from None
         if len(data) > _MOST_BYTES:
             raise _damaged(path, f"has more than {_MOST_BYTES} bytes")
         document = parse_object(data, str(path))
