@@ -314,6 +314,20 @@ def test_inspect_on_a_terminal_is_in_colour_and_fits_it(monkeypatch):
     assert max(map(len, re.sub(r"\x1b\[[0-9;]*m", "", text).splitlines())) <= 60
 
 
+def test_progress_that_is_not_written_is_not_flushed_either():
+    class Log(io.StringIO):
+        flushed = 0
+
+        def flush(self):
+            self.flushed += 1
+
+    now, err = [0.0], Log()
+    console = Console(json=False, out=io.StringIO(), err=err, clock=lambda: now[0])
+    for now[0] in (0.0, 1.0, 29.0, 31.0, 32.0):
+        console.progress("epoch")
+    assert (err.getvalue(), err.flushed) == ("epoch\n", 1)
+
+
 def test_progress_in_a_file_is_a_line_every_half_minute_and_none_of_what_is_over_before():
     err, now = io.StringIO(), iter((100.0, 129.9, 130.0, 159.9, 175.0))
     console = Console(json=False, out=io.StringIO(), err=err, clock=lambda: next(now))

@@ -45,6 +45,8 @@ class Console:
             self._line_open = True
         elif self._is_time_for_a_line():
             self.err.write(line + "\n")
+        else:
+            return
         self.err.flush()
 
     def _is_time_for_a_line(self) -> bool:

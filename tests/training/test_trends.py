@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -327,6 +328,15 @@ def test_the_checkpoint_has_a_row_an_epoch_and_norm(checkpoint: Checkpoint) -> N
     assert float(rows[-1]["smallest_variance"]) == pytest.approx(float(state["features.4.running_var"].min()), rel=1e-5)
     assert list(rows[0]) == ["epoch", "norm", *NUMBERS]
     assert json.loads((checkpoint.path / "readiness.json").read_text())["trends"]["epochs"] == 4
+
+
+def test_no_number_below_a_curve_is_broken_at_its_minus_on_a_narrow_page(checkpoint: Checkpoint) -> None:
+    page = (checkpoint.path / "readiness.html").read_text()
+    ends = re.findall(
+        r'<span class="quiet"><span class="num">[^<]+</span> → <span class="num">[^<]+</span></span>', page
+    )
+    assert len(ends) == page.count(" → ") == 2 * 6, "of two norms"
+    assert "white-space: nowrap" in page.partition(".num {")[2].partition("}")[0]
 
 
 def test_the_command_says_every_warning_in_a_line_of_its_own(

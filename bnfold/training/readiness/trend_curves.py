@@ -106,4 +106,5 @@ def _curve(values: Array, axis: Axis, warned: Sequence[int], says: str) -> str:
         x, y = 100 * at / last, 100 - axis.at(float(values[at]))
         parts.append(f'<circle class="f {kind}" cx="{x:.4g}%" cy="{y:.4g}%" r="3.5"/>')
     svg = f'<svg width="100%" height="{_HIGH}" role="img" aria-label="{escaped(says)}">{"".join(parts)}</svg>'
-    return f'{svg}<span class="quiet">{figure(float(values[0]))} → {figure(float(values[-1]))}</span>'
+    first, final = (f'<span class="num">{figure(float(values[at]))}</span>' for at in (0, -1))  # breaks at no minus
+    return f'{svg}<span class="quiet">{first} → {final}</span>'
