@@ -9,10 +9,13 @@
     └── DataError          recipes, checkpoints, data sets, images and tensors given by the user
 
 Each message is one sentence that names the object, what was found, what was expected, and what to do. The
-command line prints it and ends with exit code 2; the server answers with it.
+command line prints it and ends with exit code 2; the server answers with it. What other code raised is told in
+such a sentence by its first line.
 """
 
 from __future__ import annotations
+
+_LONGEST = 300
 
 
 class BnfoldError(Exception):
@@ -45,3 +48,15 @@ class ServerError(BnfoldError):
     def __init__(self, message: str, status: int = 0) -> None:
         super().__init__(message)
         self.status = status
+
+
+def first_line(problem: BaseException | None) -> str:
+    """The first line of what an error of other code says, up to 300 characters; its type where it says nothing."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    return lines[0][:_LONGEST].rstrip(" .:") if lines else type(problem).__name__
+
+
+def said(problem: BaseException | None) -> str:
+    """The type of an error of other code, and the first line of what it says."""
+    kind, line = type(problem).__name__, first_line(problem)
+    return kind if line == kind else f"{kind}: {line}"

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bnfold.errors import DataError
+from bnfold.errors import DataError, said
 
 _NAME = r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*"
 _SPEC = re.compile(rf"{_NAME}:{_NAME}", re.ASCII)
@@ -59,12 +59,6 @@ def call(factory: Any, what: str, values: Sequence[Any] = (), named: Mapping[str
         return factory(*values, **named)
     except (Exception, SystemExit) as problem:
         raise DataError(f"{what} cannot be made: {said(problem)}") from problem
-
-
-def said(problem: BaseException) -> str:
-    """The type of what the user's code raised, and the first line of what it says."""
-    line = str(problem).strip().partition("\n")[0]
-    return f"{type(problem).__name__}: {line:.500}"
 
 
 def _imported(name: str, places: Sequence[Path]) -> Any:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -94,7 +94,7 @@ def open_session(
     try:
         return _open(ort, source, _options(ort, optimise, threads), ["CPUExecutionProvider"])
     except Exception as problem:  # ONNX Runtime raises its own types, generated at run time
-        raise BnfoldError(f"{label} cannot be opened by ONNX Runtime: {_first_line(problem)}") from problem
+        raise BnfoldError(f"{label} cannot be opened by ONNX Runtime: {first_line(problem)}") from problem
 
 
 def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str, Array]:
@@ -103,7 +103,7 @@ def run(session: ort.InferenceSession, inputs: Mapping[str, Array]) -> dict[str,
     try:
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
     except Exception as problem:
-        raise BnfoldError(f"ONNX Runtime cannot run the model on this input: {_first_line(problem)}") from problem
+        raise BnfoldError(f"ONNX Runtime cannot run the model on this input: {first_line(problem)}") from problem
 
 
 def _open(ort: Any, source: bytes | str, options: Any, providers: list[Any]) -> Any:
@@ -133,7 +133,7 @@ def _open_cuda(ort: Any, source: bytes | str, options: Any, provider: Mapping[st
         try:
             session = _open(ort, source, options, providers)
         except Exception as problem:
-            reason = _first_line(problem)
+            reason = first_line(problem)
         else:
             if "CUDAExecutionProvider" in session.get_providers():
                 return session
@@ -153,7 +153,3 @@ def _preload_cuda(ort: Any) -> str:
     with contextlib.redirect_stdout(said):  # it prints, one line a library
         ort.preload_dlls()
     return said.getvalue().strip().partition("\n")[0][:300]
-
-
-def _first_line(problem: BaseException) -> str:
-    return str(problem).strip().splitlines()[0][:300] if str(problem).strip() else type(problem).__name__

@@ -22,13 +22,13 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from bnfold import runtime
-from bnfold.errors import BnfoldError, ExportError, FoldError
+from bnfold.errors import BnfoldError, ExportError, FoldError, said
 from bnfold.export.cleaning import clean
 from bnfold.export.naming import apply_names, output_names_of
 from bnfold.folding.expressions import Array
 from bnfold.folding.torch_nodes import arguments, operator_of
 from bnfold.folding.torch_tensors import to_numpy
-from bnfold.folding.torch_trace import first_line, free_inputs, quiet, trace_module
+from bnfold.folding.torch_trace import free_inputs, quiet, trace_module
 
 OPSET = 20  # what the exporter of torch 2.13 writes by itself; ONNX Runtime 1.31 reads up to 26
 _LARGEST = 2**31 - 2**20  # bytes; one protobuf message holds at most 2 GiB
@@ -114,7 +114,7 @@ def translate(
         clean(model, stored)
         apply_names(model, stored, input_names=inputs, output_names=outputs)
     except (RuntimeError, ValueError, TypeError) as problem:
-        raise ExportError(f"the ONNX graph of {label} cannot be cleaned: {first_line(problem)}") from problem
+        raise ExportError(f"the ONNX graph of {label} cannot be cleaned: {said(problem)}") from problem
     return model
 
 
@@ -138,7 +138,7 @@ def _translated(program: ExportedProgram, label: str) -> ir.Model:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ExportError(
-            f"{label} cannot be translated to ONNX: {first_line(cause)}; expected operators that torch.onnx knows, "
+            f"{label} cannot be translated to ONNX: {said(cause)}; expected operators that torch.onnx knows, "
             "so replace the one that it names, or give an .onnx file made by another exporter"
         ) from problem
     if translated is None:
@@ -157,9 +157,9 @@ def _check(proto: onnx.ModelProto, example_inputs: tuple[Any, ...], label: str, 
         if dynamic_batch:
             runtime.run(session, {value.name: _twice(value, feeds[value.name]) for value in proto.graph.input})
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError, BnfoldError, ValueError) as problem:
-        said = str(problem) if isinstance(problem, BnfoldError) else first_line(problem)
+        reason = str(problem) if isinstance(problem, BnfoldError) else said(problem)
         raise ExportError(
-            f"the ONNX graph of {label} does not run: {said}; expected operators and dtypes that ONNX Runtime has on "
+            f"the ONNX graph of {label} does not run: {reason}; expected operators and dtypes that ONNX Runtime has on "
             "the CPU (float32, for one, so try module.float())"
         ) from problem
 

@@ -25,10 +25,10 @@ from onnx import numpy_helper
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from bnfold.errors import ExportError
+from bnfold.errors import ExportError, said
 from bnfold.folding.expressions import Array
 from bnfold.folding.torch_tensors import to_numpy
-from bnfold.folding.torch_trace import copied, first_line
+from bnfold.folding.torch_trace import copied
 from bnfold.parity.oracle import run_float64
 
 # Relative to the largest |output|: networks of a thousand layers in float64 stay ten times below it.
@@ -137,7 +137,7 @@ def run_module_float64(module: torch.nn.Module, inputs: Sequence[Array]) -> list
             outputs = double(*tensors)
     except Exception as problem:  # whatever the network's own code raises
         raise ExportError(
-            f"{type(module).__name__} cannot be run in float64: {first_line(problem)}; expected a module whose "
+            f"{type(module).__name__} cannot be run in float64: {said(problem)}; expected a module whose "
             "double() takes the inputs of its export as positional arguments"
         ) from problem
     finally:

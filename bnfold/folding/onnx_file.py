@@ -17,7 +17,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError, Message
 
-from bnfold.errors import FoldError
+from bnfold.errors import FoldError, first_line
 from bnfold.folding.onnx_tensors import held, let_go, mapped, stored
 from bnfold.folding.onnx_wire import LARGE, WHOLE, map_file, split
 
@@ -45,7 +45,7 @@ def _load(files: _Files, label: str) -> ir.Model:
     try:
         proto = files.read()
     except (DecodeError, UnicodeDecodeError, ValueError, OSError) as problem:
-        raise FoldError(f"{label} is no ONNX model: it cannot be read as one ({_first_line(problem)})") from None
+        raise FoldError(f"{label} is no ONNX model: it cannot be read as one ({_reason(problem)})") from None
     if not proto.graph.node and not proto.graph.output:
         raise FoldError(f"{label} is no ONNX model: it has no graph; expected at least one node and one output")
     for tensor in _tensors(proto):
@@ -175,7 +175,7 @@ def _from_proto(proto: onnx.ModelProto, label: str) -> ir.Model:
     try:
         model = ir.from_proto(proto)
     except (ValueError, TypeError, KeyError, AttributeError, RuntimeError) as problem:
-        raise FoldError(f"{label} is no sound ONNX model: {_first_line(problem)}") from None
+        raise FoldError(f"{label} is no sound ONNX model: {_reason(problem)}") from None
     opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx"))
     if opset is not None and opset < OLDEST_OPSET:
         raise FoldError(
@@ -189,7 +189,7 @@ def _check(proto: onnx.ModelProto, label: str) -> None:
     try:
         onnx.checker.check_model(proto)
     except (onnx.checker.ValidationError, ValueError, RuntimeError) as problem:
-        raise FoldError(f"{label} is no sound ONNX model: {_first_line(problem)}") from None
+        raise FoldError(f"{label} is no sound ONNX model: {_reason(problem)}") from None
 
 
 def _without_data(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -352,8 +352,7 @@ def _parsed(content: bytes) -> onnx.ModelProto:
     return proto
 
 
-def _first_line(problem: BaseException) -> str:
+def _reason(problem: BaseException) -> str:
     while problem.__cause__ is not None:  # what wraps it says only where it happened
         problem = problem.__cause__
-    text = str(problem).strip()
-    return text.splitlines()[0][:200].rstrip(" :") if text else type(problem).__name__
+    return first_line(problem)

@@ -20,7 +20,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from bnfold.errors import FoldError
+from bnfold.errors import FoldError, said
 from bnfold.folding.torch_tensors import fixed_size, is_inplace
 
 _log = logging.getLogger(__name__)
@@ -104,7 +104,7 @@ def copied(module: torch.nn.Module) -> torch.nn.Module:
             return copy.deepcopy(module, {id(tensor): tensor.detach().clone() for tensor in computed})
     except Exception as problem:  # a module may hold anything: open files, locks, tensors with a history
         raise FoldError(
-            f"{type(module).__name__} cannot be copied ({first_line(problem)}), and folding never changes its source; "
+            f"{type(module).__name__} cannot be copied ({said(problem)}), and folding never changes its source; "
             "expected a module that copy.deepcopy takes"
         ) from problem
 
@@ -250,7 +250,7 @@ def quiet() -> Iterator[None]:
 def _said(problem: BaseException | None) -> str:
     if isinstance(problem, GuardOnDataDependentSymNode):
         return "what is done there depends on the values of a tensor, and a trace holds for all values"
-    return first_line(problem)
+    return said(problem)
 
 
 def _remedy(problem: BaseException | None) -> str:
@@ -273,9 +273,3 @@ def _place(problem: BaseException | None) -> str:
             place = f" ({code.co_name}, line {step.tb_lineno} of {code.co_filename.rpartition('/')[2]})"
         step = step.tb_next
     return place
-
-
-def first_line(problem: BaseException | None) -> str:
-    """The first line of an error that says something."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return f"{type(problem).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(problem).__name__

@@ -19,7 +19,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from bnfold.errors import DataError
+from bnfold.errors import DataError, first_line
 from bnfold.training.networks.batch_renorm import BatchRenorm
 from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 from bnfold.training.recipe import Recipe
@@ -143,7 +143,7 @@ def processes(recipe: Recipe, device: torch.device) -> Iterator[Group]:
         store, _, _ = next(rendezvous("env://"))
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as problem:
-        raise LeftAlone(f"process {rank} of {size} cannot join the others: {_first_line(problem)}") from None
+        raise LeftAlone(f"process {rank} of {size} cannot join the others: {_reason(problem)}") from None
     try:
         yield Group(rank, size)
         _wait_for_all(store, size)
@@ -207,15 +207,15 @@ def _all_reduced(x: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(summed)
     except RuntimeError as problem:
         raise LeftAlone(
-            f"the exchange with the other processes failed: {_first_line(problem):.200}; see what the process "
+            f"the exchange with the other processes failed: {_reason(problem):.200}; see what the process "
             "that ended first says"
         ) from None
     return summed
 
 
-def _first_line(problem: Exception) -> str:
-    line = str(problem).strip().partition("\n")[0]
-    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", line).partition(". ")[0]  # without the line of torch's own source
+def _reason(problem: Exception) -> str:
+    """The first sentence, without the line of torch's own source."""
+    return re.sub(r"^\[[^]]*\.cc:\d+\] ", "", first_line(problem)).partition(". ")[0]
 
 
 class _Total(torch.autograd.Function):

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
-from bnfold.errors import DataError
+from bnfold.errors import DataError, first_line
 from bnfold.training.recipe import Recipe, Train
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -79,9 +79,8 @@ def forward_of(network: nn.Module, train: Train, device: torch.device) -> Forwar
         try:
             logits: torch.Tensor = compiled(x)
         except torch._dynamo.exc.TorchDynamoException as problem:
-            reason = str(problem).strip().partition("\n")[0]
             raise DataError(
-                f"the network cannot be compiled: {reason}; install what the compiler lacks, or set "
+                f"the network cannot be compiled: {first_line(problem)}; install what the compiler lacks, or set "
                 "train.compile=false and train.cuda_graphs=false"
             ) from None
         return logits

@@ -20,7 +20,7 @@ import torch
 
 import bnfold
 from bnfold.documents import Fields, parse_object
-from bnfold.errors import BundleError, DataError
+from bnfold.errors import BundleError, DataError, said
 from bnfold.training.place import Place
 from bnfold.training.run import Epoch, Run
 from bnfold.training.scalars import TAGS
@@ -158,7 +158,7 @@ class Tracker:
             if not self._warned:
                 self._warned = True
                 self.tracking.warn(
-                    f"MLflow at {self.tracking.uri} did not take {what}: {_said(problem)}; the training goes on, and "
+                    f"MLflow at {self.tracking.uri} did not take {what}: {_reason(problem)}; the training goes on, and "
                     "tries again"
                 )
         self._not_before = time.monotonic() + pause
@@ -213,7 +213,7 @@ def _opened(tracking: Tracking, note: Path, created: Callable[[MlflowClient], st
         where = f"the MLflow run {known} cannot be gone on with" if known else "MLflow cannot be used"
         remedy = f", or remove {note} to begin another run there" if known else ", or train without --mlflow"
         raise DataError(
-            f"{where} at {tracking.uri}: {_said(problem)}; give the URI of a server that answers{remedy}"
+            f"{where} at {tracking.uri}: {_reason(problem)}; give the URI of a server that answers{remedy}"
         ) from None
     return Tracker(client, tracking, run_id, done)
 
@@ -265,11 +265,9 @@ def _remembered(note: Path) -> str:
     return run_id
 
 
-def _said(problem: Exception) -> str:
-    """The first line; of an error of the network what the system says, without the layers around it."""
+def _reason(problem: Exception) -> str:
+    """Of an error of the network what the system says, without the layers around it."""
     root: BaseException = problem
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
-    shown = root if isinstance(root, OSError) else problem
-    line = str(shown).strip().partition("\n")[0]
-    return f"{type(shown).__name__}: {line:.300}"
+    return said(root if isinstance(root, OSError) else problem)

@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 import torch
 from torch import nn
 
-from bnfold.errors import DataError
+from bnfold.errors import DataError, first_line
 from bnfold.training.fields import Faults, read
 from bnfold.training.networks import airbench, densenet, mlp, mobilenet, plain_cnn, repvgg, resnet, vgg_bn
 from bnfold.training.networks.kind import Kind
@@ -44,10 +44,9 @@ def build_network(kind: str, shape: tuple[int, ...], classes: int, args: Mapping
             KINDS[kind].build(shape, classes, checked)(torch.zeros(2, *shape))
         return initialise(KINDS[kind].build(shape, classes, checked), checked.init)
     except (TypeError, ValueError, RuntimeError, IndexError) as problem:
-        reason = str(problem).partition("\n")[0]
         raise DataError(
-            f"network '{kind}' cannot be built from {dict(args)!s:.200} for inputs {list(shape)}: {reason}; "
-            "change the network's keys or the size of the inputs"
+            f"network '{kind}' cannot be built from {dict(args)!s:.200} for inputs {list(shape)}: "
+            f"{first_line(problem)}; change the network's keys or the size of the inputs"
         ) from None
 
 

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bnfold.errors import BnfoldError, DataError
-from bnfold.factories import call, find, is_spec, said
+from bnfold.errors import BnfoldError, DataError, said
+from bnfold.factories import call, find, is_spec
 from bnfold.training.fields import Faults
 
 _MOST_ITEMS = 1024
