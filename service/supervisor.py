@@ -173,7 +173,9 @@ class Supervisor:
             for worker in self._workers.values():
                 if worker.ready is None or worker.process.returncode is not None or worker.hung:
                     continue
-                if worker.pulse.stopped(time.monotonic()) and not is_traced(worker.process.pid):
+                if is_traced(worker.process.pid):
+                    worker.pulse.hear()
+                if worker.pulse.stopped(time.monotonic()):
                     worker.hung = True
                     self._hangs[1 + worker.number] += 1.0
                     _logger.error("%s hangs: its event loop has not turned for %g s; it is killed", worker, patience)

@@ -12,12 +12,14 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from service_runs import PATIENCE, process, until
 from test_workers import answered_by, hammer, setting, total, total_or_none, workers
 
 from bnfold.errors import BnfoldError
+from service import supervisor
 from service.heartbeat import Heart, Pulse, is_traced
 from service.settings import Settings
 
@@ -78,6 +80,28 @@ def test_a_process_that_a_debugger_holds_is_told_from_one_that_hangs():
         assert is_traced(child.pid)
     assert not is_traced(os.getpid())
     assert not is_traced(child.pid)
+
+
+def test_a_worker_that_a_debugger_lets_go_has_its_whole_patience_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    looks, signals = [0.0], []
+    child = SimpleNamespace(pid=1, returncode=None, send_signal=signals.append)
+    held = iter([True] * 8)
+
+    async def sleep(seconds: float) -> None:
+        assert len(looks) < 50
+        if signals:
+            raise KeyboardInterrupt
+        looks.append(looks[-1] + seconds)
+
+    monkeypatch.setattr(supervisor, "asyncio", SimpleNamespace(sleep=sleep, Event=asyncio.Event))
+    monkeypatch.setattr(supervisor, "time", SimpleNamespace(monotonic=lambda: looks[-1]))
+    monkeypatch.setattr(supervisor, "is_traced", lambda _: next(held, False))
+    server = supervisor.Supervisor(Settings(workers=2, hang_timeout=5.0), tmp_path, print)
+    server._workers[0] = supervisor.Worker(0, child, Pulse(5.0), ready=0.0)  # it never beats
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(server._watch())
+    assert signals == [signal.SIGKILL]
+    assert len(looks) - 1 == 8 + 5
 
 
 @pytest.mark.parametrize("value", [0.5, 1e-3])
