@@ -14,6 +14,9 @@ from bnfold.folding.edits import SetWeights
 from bnfold.folding.expressions import Scalar, mul
 from bnfold.folding.plan import make_plan
 
+# What these run is measured by the tests that name it; to measure it here too would take more than twice the time.
+pytestmark = pytest.mark.no_cover
+
 SEEDS = 3000
 PART = 250
 

@@ -16,6 +16,9 @@ from onnx_random_graphs import grow
 from bnfold.parity.oracle import run_float64
 from bnfold.parity.weights.certificate import certify, expect
 
+# What these run is measured by the tests that name it; to measure it here too would take more than twice the time.
+pytestmark = pytest.mark.no_cover
+
 FOUND = (
     26,  # GlobalMaxPool over other than two axes of space, which the reference evaluator of ONNX takes for others
     43,  # a model that ONNX Runtime can run, but not optimise, folded or not

@@ -11,6 +11,9 @@ from bnfold.folding import onnx_graph
 from bnfold.folding.report import NormOutcome
 from bnfold.folding.torch_graph import inspect_module
 
+# What these run is measured by the tests that name it; to measure it here too would take more than twice the time.
+pytestmark = pytest.mark.no_cover
+
 Row = tuple[str, str]
 FOLDED: Row = ("folded", "")
 

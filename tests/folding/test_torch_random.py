@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -9,6 +10,9 @@ from torch import nn
 from torch_networks import as_good, digest, storages
 
 from bnfold.folding.torch_graph import fold_module
+
+# What these run is measured by the tests that name it; to measure it here too would take more than twice the time.
+pytestmark = pytest.mark.no_cover
 
 CONVS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}

@@ -15,6 +15,9 @@ from torch_networks import as_good, digest, randomised, storages
 
 from bnfold.folding.torch_graph import fold_module
 
+# What these run is measured by the tests that name it; to measure it here too would take more than twice the time.
+pytestmark = pytest.mark.no_cover
+
 
 class Branches(nn.Module):
     """The same input through several chains, then summed or put behind one another."""
