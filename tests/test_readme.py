@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from chosen_ports import choose_port
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -66,8 +66,7 @@ def test_commands_run_as_they_stand(tmp_path):
     shutil.copytree(ROOT / "models", tmp_path / "models", ignore=shutil.ignore_patterns("mine"))
     (tmp_path / "docs").mkdir()
     shutil.copy(ROOT / "docs" / "digit-5.png", tmp_path / "docs")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = str(listener.getsockname()[1])
+    port = str(choose_port())
     environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     outputs, background = [], []

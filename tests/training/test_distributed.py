@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from chosen_ports import choose_port
 from logged_runs import only_run
 from safetensors.torch import load_file
 from torch import nn
@@ -169,9 +169,7 @@ def test_an_interrupted_torchrun_says_once_how_it_goes_on(recipe: Path, tmp_path
 
 def started(*arguments: str) -> list[subprocess.Popen[str]]:
     """The two processes as torchrun starts them, without it: it would end one after the other has failed."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(choose_port())}
     command = [sys.executable, "-m", "bnfold", "train", "--device", "cpu", *arguments]
     return [
         subprocess.Popen(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from chosen_ports import choose_port
 from logged_runs import SHORT, Stop, check_history, ends_with, only_run
 from mlflow import MlflowClient
 
@@ -29,9 +29,7 @@ class Server:
     """mlflow server with SQLite and its artifacts in a folder."""
 
     def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        self.port = choose_port()
         self.uri = f"http://127.0.0.1:{self.port}"
         self._command = [
             sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port), "--workers", "1",
