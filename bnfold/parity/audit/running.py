@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from bnfold.bundle.manifest import TensorSpec
 from bnfold.errors import BnfoldError, ParityError
 from bnfold.parity.decisions import decide
 from bnfold.parity.report import Status, TierResult
-from bnfold.parity.triangle import Corner, compare, distances, worst_corner
+from bnfold.parity.rerounding import answers_of_copies
+from bnfold.parity.triangle import Corner, asked_again, compare, distances, worst_corner
 from bnfold.probes import golden_inputs
 from bnfold.runtime import open_session, run
 from bnfold.samples import Samples
@@ -74,11 +75,7 @@ class Trial:
     def folded_answers(self) -> tuple[Outputs, ...]:
         """What the folded network answers, under the names of the original one."""
         session = open_session(self.folded.SerializeToString(), optimise=False)
-        found = []
-        for batch in self.batches:
-            answers = run(session, {self.feeds[name]: array for name, array in batch.inputs.items()})
-            found.append({name: answers[other] for name, other in self.names.items()})
-        return tuple(found)
+        return tuple(self._named(run(session, feeds)) for feeds in self._feeds())
 
     @cached_property
     def corners(self) -> tuple[Corner, ...]:
@@ -86,7 +83,21 @@ class Trial:
         kinds = {spec.name for spec in self.outputs if spec.dtype.startswith(("float", "bfloat"))}
         sides = (self.truth, self.unfolded_answers, self.folded_answers)
         found = compare(*([{k: v for k, v in batch.items() if k in kinds} for batch in side] for side in sides))
-        return tuple(dataclasses.replace(corner, factor=_ROOM * corner.factor) for corner in found)
+        found = tuple(dataclasses.replace(corner, factor=_ROOM * corner.factor) for corner in found)
+        return asked_again(found, self._copies)
+
+    def _feeds(self) -> list[Mapping[str, Array]]:
+        """The batches as the folded network takes them."""
+        return [{self.feeds[name]: array for name, array in batch.inputs.items()} for batch in self.batches]
+
+    def _named(self, answers: Outputs) -> Outputs:
+        """Answers of the folded network under the names of the original one."""
+        return {name: answers[other] for name, other in self.names.items()}
+
+    def _copies(self) -> Iterator[list[Outputs]]:
+        """What re-rounded copies of the folded network answer."""
+        for answers in answers_of_copies(self.folded, self._feeds()):
+            yield [self._named(batch) for batch in answers]
 
     @property
     def what(self) -> str:
