@@ -29,6 +29,7 @@ from bnfold.training.networks.batch_renorm import BatchRenorm
 from bnfold.training.networks.handwritten import HandwrittenBatchNorm
 
 CPU = torch.device("cpu")
+PATIENCE = 300.0  # seconds in which processes import torch, meet and train a little, on a machine with much else to do
 MEANT = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 # 1,438 samples: batches of an odd size, and a last one of one sample.
 FEW = ["train.batch_size=479", "train.epochs=2", "train.ema=0.5", "augmentation.flip=true"]
@@ -81,7 +82,7 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
     save_file(given, tmp_path / "given.safetensors")
     command = [sys.executable, "-c", WORKER]
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | MEANT) for rank in (0, 1)]
-    assert [each.wait(60) for each in running] == [0, 0]
+    assert [each.wait(PATIENCE) for each in running] == [0, 0]
     first, second = (load_file(tmp_path / f"made-{rank}.safetensors") for rank in (0, 1))
     for name, whole in x.items():
         norm = kinds.get(name, nn.BatchNorm2d if whole.ndim == 4 else nn.BatchNorm1d)(3).double()
@@ -111,7 +112,7 @@ def torchrun_command(*arguments: str) -> list[str]:
 
 def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = torchrun_command(*arguments)
-    return subprocess.run(command, env=os.environ | MEANT, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, env=os.environ | MEANT, capture_output=True, text=True, timeout=PATIENCE)
 
 
 def test_two_processes_train_the_network_of_one(recipe: Path, tmp_path: Path) -> None:
@@ -161,7 +162,7 @@ def test_an_interrupted_torchrun_says_once_how_it_goes_on(recipe: Path, tmp_path
     while not (tmp_path / "run.partial" / "snapshot.safetensors").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=60)[1]
+    said = process.communicate(timeout=PATIENCE)[1]
     assert said.count("bnfold: ") == 1, said
     assert "`torchrun --standalone --nproc-per-node=2 -m bnfold train " in said
     assert f"--resume {tmp_path / 'run'}` goes on from it" in said
@@ -185,7 +186,7 @@ def started(*arguments: str) -> list[subprocess.Popen[str]]:
 def test_a_loss_that_is_not_finite_ends_every_process(recipe: Path, tmp_path: Path) -> None:
     sets = ["--set", "optimizer.learning_rate=1e6", "--set", "optimizer.weight_decay=1e6"]
     for process in started(str(recipe), "-o", str(tmp_path / "run"), *sets):
-        said = process.communicate(timeout=60)[1]
+        said = process.communicate(timeout=PATIENCE)[1]
         assert process.returncode == 2
         assert "expected a finite one" in said
         assert "lower optimizer.learning_rate" in said
@@ -198,8 +199,8 @@ def test_a_process_that_is_killed_ends_the_others_with_a_sentence(recipe: Path, 
     while not snapshot.exists() and first.poll() is None:
         time.sleep(0.05)
     second.kill()
-    second.communicate(timeout=60)
-    said = first.communicate(timeout=60)[1]
+    second.communicate(timeout=PATIENCE)
+    said = first.communicate(timeout=PATIENCE)[1]
     assert first.returncode == 2, said
     assert "the exchange with the other processes failed" in said
     assert f"--resume {tmp_path / 'run'}" in said
