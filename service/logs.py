@@ -38,6 +38,7 @@ def set_up_logs(log_format: LogFormat, worker: int | None = None) -> None:
         root.setLevel(logging.INFO)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("uvicorn.error").addFilter(_THINNED)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(is_heard)
     # It warns of every form that a stranger sends damaged.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
@@ -79,6 +80,16 @@ class Thinned(logging.Filter):
 
 
 _THINNED = Thinned()
+
+
+def is_heard(record: logging.LogRecord) -> bool:
+    """Whether a record of grpcio tells of more than an answer to a call that was over.
+
+    A call whose message is too large is ended by the library, which writes a traceback where the answer comes before
+    that is told; any stranger can bring it about.
+    """
+    kind = record.exc_info[0] if record.exc_info else None
+    return kind is None or kind.__name__ != "ExecuteBatchError"
 
 
 class TextLines(logging.Formatter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -216,7 +217,7 @@ def test_every_method_of_the_proto_is_answered(doors: Doors):
             assert outcome(call, b"", timeout=30) not in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN), (
                 method.name
             )
-    assert "Traceback" not in doors.child.text()
+    assert "Traceback" not in doors.child.text(), doors.child.text()[-4000:]
 
 
 def test_messages_are_capped_also_when_they_unpack(stub: Any):
@@ -225,6 +226,21 @@ def test_messages_are_capped_also_when_they_unpack(stub: Any):
         code, _ = refusal(stub.ModelInfer, too_large, compression=compression)
         assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert logits(stub.ModelInfer(message(), compression=grpc.Compression.Gzip)).shape == (2, 10)
+
+
+def test_messages_that_are_too_large_write_no_traceback(doors: Doors):
+    too_large = message([bytes(2**25 + 4)], shape=(1, 1, 8, 8)).SerializeToString()
+
+    def send(_: int) -> Any:
+        with channel(doors) as opened:
+            call = opened.unary_unary(f"/{SERVICE.full_name}/ModelInfer")
+            return outcome(call, too_large, timeout=60)
+
+    with ThreadPoolExecutor(4) as pool:
+        codes = set(pool.map(send, range(12)))
+    assert codes <= {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED}
+    assert grpc.StatusCode.RESOURCE_EXHAUSTED in codes
+    assert "Traceback" not in doors.child.text(), doors.child.text()[-4000:]
 
 
 def _mutations(generator: np.random.Generator) -> Iterator[bytes]:
@@ -254,7 +270,7 @@ def test_damaged_messages_are_answered_or_refused(doors: Doors):
         codes = [outcome(call, body, timeout=30) for body in _mutations(np.random.default_rng(5))]
     assert set(codes) <= fine
     assert INVALID in codes
-    assert "Traceback" not in doors.child.text()
+    assert "Traceback" not in doors.child.text(), doors.child.text()[-4000:]
     assert doors.child.child.poll() is None
 
 

@@ -14,7 +14,7 @@ import httpx
 import pytest
 from service_runs import Process, process, until
 
-from service.logs import JsonLines, TextLines, Thinned
+from service.logs import JsonLines, TextLines, Thinned, is_heard
 from service.watch import identify
 
 SECRET = "0123456789secret"
@@ -135,6 +135,19 @@ def test_of_the_warnings_that_strangers_bring_about_one_a_second_is_written_and_
     assert written(0.1, logging.ERROR) == "it was refused"
     assert written(1) == "it was refused (and 3 more before)"
     assert written(2) == "it was refused"
+
+
+def test_what_grpcio_says_of_an_answer_to_a_call_that_was_over_is_not_written():
+    cygrpc = pytest.importorskip("grpc._cython.cygrpc")
+
+    def heard(problem: Exception | None) -> bool:
+        exc_info = None if problem is None else (type(problem), problem, None)
+        return is_heard(logging.LogRecord("grpc", logging.ERROR, __file__, 1, "raised by a method", (), exc_info))
+
+    assert not heard(cygrpc.ExecuteBatchError("Failed to start a batch"))
+    assert heard(cygrpc.InternalError("Failed to start a batch"))
+    assert heard(ValueError("a fault of our own"))
+    assert heard(None)
 
 
 def test_strangers_do_not_fill_the_log(digits_only: Path, tmp_path: Path):
