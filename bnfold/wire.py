@@ -1,6 +1,6 @@
 """The Open Inference Protocol v2 as a client speaks it: tensors as JSON, or as blobs behind the JSON.
 
-Source: the protocol's "Inference" section and its binary tensor data extension, as in `service/protocol.py`. What comes
+Source: the protocol's "Inference" section and its binary tensor data extension, as in `service/protocol/`. What comes
 back is from outside: each name, datatype, shape and count is checked.
 """
 

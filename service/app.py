@@ -17,28 +17,28 @@ from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 import bnfold
-from service.answers import error_body, fault_headers, status_of
-from service.assets import keep_assets
-from service.batcher import Batcher
-from service.body import Budget
-from service.document import describe_app
 from service.errors import Fault
-from service.front import Front
+from service.http.answers import error_body, fault_headers, status_of
+from service.http.assets import keep_assets
+from service.http.body import Budget
+from service.http.document import describe_app
+from service.http.front import Front
+from service.http.routes import build_router
 from service.hub import Hub
 from service.keys import Keys
-from service.lifecycle import Lifecycle
-from service.metrics import open_metrics
-from service.peers import Crew, Peers, describe_worker
-from service.protocol import Limits
+from service.processes.lifecycle import Lifecycle
+from service.processes.peers import Crew, Peers, describe_worker
+from service.protocol.requests import Limits
+from service.queueing.batcher import Batcher
 from service.repository import load_repository
 from service.repository.keeper import Keeper
 from service.repository.proving import Workshop
 from service.repository.shown import Shown
-from service.routes import build_router
+from service.repository.state import DesiredState
 from service.rpc.door import check_grpc, grpc_door
 from service.settings import Settings
-from service.state import DesiredState
-from service.traces import open_watch
+from service.telemetry.metrics import open_metrics
+from service.telemetry.traces import open_watch
 
 _logger = logging.getLogger(__name__)
 

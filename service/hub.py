@@ -10,21 +10,21 @@ from dataclasses import dataclass
 
 from starlette.types import Receive
 
-from service.backlog import Outputs
-from service.batcher import Batcher
-from service.body import Budget
 from service.engine import Engine
 from service.errors import Busy, Disconnected, Fault, Forbidden, Unauthorized
+from service.http.body import Budget
 from service.keys import Keys, RawHeaders, Role
-from service.lifecycle import Lifecycle
-from service.metrics import Metrics
-from service.peers import Peers
-from service.protocol import Limits
+from service.processes.lifecycle import Lifecycle
+from service.processes.peers import Peers
+from service.protocol.requests import Limits
+from service.protocol.tensors import Array
+from service.queueing.backlog import Outputs
+from service.queueing.batcher import Batcher
 from service.repository import Repository
 from service.repository.keeper import Keeper
 from service.settings import Settings
-from service.tensors import Array
-from service.watch import CURRENT, Watch
+from service.telemetry.metrics import Metrics
+from service.telemetry.watch import CURRENT, Watch
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,7 +142,7 @@ def test_every_import_is_a_declared_dependency():
         packages = {BROUGHT_ALONG.get(name, name) for name in packages}
         allowed = plain if _name(path).startswith("service") else plain | torch
         allowed = allowed | grpc if _name(path).startswith("service.rpc.") else allowed
-        allowed = allowed | {"opentelemetry-sdk"} if _name(path) == "service.traces" else allowed
+        allowed = allowed | {"opentelemetry-sdk"} if _name(path) == "service.telemetry.traces" else allowed
         allowed = allowed | {"mlflow-skinny"} if _name(path) == "bnfold.training.tracking" else allowed
         allowed = allowed | {"pytest"} if _name(path) == "bnfold.pytest_plugin" else allowed  # pytest itself loads it
         assert packages <= allowed, f"{_name(path)} imports {packages - allowed}"

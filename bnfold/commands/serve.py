@@ -85,9 +85,9 @@ def run(options: argparse.Namespace, console: Console) -> int:
         console.result(configuration.as_json(), configuration.as_toml().rstrip())
         return 0
     if configuration.settings.workers > 1:  # the workers load the models; this process stays small
-        from service.supervisor import supervise as serve
+        from service.processes.supervisor import supervise as serve
     else:
-        from service.server import serve
+        from service.processes.server import serve
 
     def announce(url: str) -> None:
         if console.json:

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from bnfold.bundle import Manifest
-from service.answers import Headers
-from service.backlog import Backlog
 from service.engine.runtimes import Array, Runtime
 from service.errors import ModelFault
-from service.meter import Meter
-from service.protocol import Signature
+from service.http.answers import Headers
+from service.protocol.requests import Signature
+from service.queueing.backlog import Backlog
+from service.telemetry.meter import Meter
 
 _logger = logging.getLogger(__name__)
 

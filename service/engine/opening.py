@@ -13,15 +13,15 @@ from bnfold.bundle import Bundle, Golden
 from bnfold.bundle.manifest import MODEL
 from bnfold.errors import BundleError
 from bnfold.runtime import open_session
-from service.answers import Headers
 from service.engine.cuda import BoundRuntime, padded_sizes, provider_options
 from service.engine.engine import Engine
 from service.engine.runtimes import Array, CpuRuntime, Runtime
 from service.engine.warming import rows_are_independent, warm_up
-from service.metrics import Metrics
-from service.protocol import Signature
+from service.http.answers import Headers
+from service.protocol.requests import Signature
+from service.protocol.tensors import Port
 from service.settings import Settings
-from service.tensors import Port
+from service.telemetry.metrics import Metrics
 
 _OPTIONS: dict[str, Any] = {"optimise": True, "threads": 1}  # those of the load gate too
 _LONGEST_SAMPLE = 2**12  # numbers; a page with more of them is no page

@@ -10,7 +10,7 @@ import numpy as np
 from bnfold.bundle import Golden
 from bnfold.errors import BnfoldError
 from service.engine.runtimes import Array, Runtime
-from service.tensors import Port
+from service.protocol.tensors import Port
 
 _logger = logging.getLogger(__name__)
 

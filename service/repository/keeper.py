@@ -16,16 +16,16 @@ from typing import Any, Literal, TypeVar
 from bnfold.errors import BnfoldError
 from service.engine import Engine
 from service.errors import Busy, LoadFailed, UnknownModel, Unsaved
-from service.lifecycle import Lifecycle
-from service.policy import Policy, parse_policy
+from service.processes.lifecycle import Lifecycle
 from service.repository.catalogue import Repository
 from service.repository.entries import Entry, Served
 from service.repository.index import Listing, list_index
+from service.repository.policy import Policy, parse_policy
 from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, Stopped, renew, report
 from service.repository.scanning import Lookout, is_name, snapshot
 from service.repository.shown import Shown
-from service.state import DesiredState, Look, Wish
+from service.repository.state import DesiredState, Look, Wish
 
 _logger = logging.getLogger(__name__)
 _T = TypeVar("_T")

@@ -13,10 +13,10 @@ from bnfold.bundle import Bundle, load_bundle
 from bnfold.errors import BnfoldError
 from bnfold.parity.gate import GateResult, check_gate
 from service.engine import Engine, open_engine
-from service.metrics import Metrics
 from service.repository.entries import Refusal, Served
 from service.repository.scanning import fingerprint
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 

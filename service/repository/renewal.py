@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from bnfold.bundle import list_versions
 from bnfold.errors import BnfoldError
-from service.policy import Policy
 from service.repository.entries import Entry, Refusal, Served
+from service.repository.policy import Policy
 from service.repository.proving import Workshop
 from service.repository.scanning import fingerprint
 

@@ -6,9 +6,9 @@ from functools import partial
 from typing import Protocol
 
 from service.engine import Engine
-from service.metrics import Metrics
 from service.repository.catalogue import Repository
 from service.repository.entries import Entry
+from service.telemetry.metrics import Metrics
 
 
 class Queue(Protocol):

@@ -7,15 +7,15 @@ import logging
 from bnfold.bundle import list_versions
 from bnfold.errors import BnfoldError
 from service.engine import resolve_device
-from service.metrics import Metrics
-from service.policy import parse_policy
 from service.repository.catalogue import Repository
 from service.repository.entries import Entry
+from service.repository.policy import parse_policy
 from service.repository.proving import Workshop
 from service.repository.renewal import Renewal, report
 from service.repository.scanning import list_models
+from service.repository.state import Wishes
 from service.settings import Settings
-from service.state import Wishes
+from service.telemetry.metrics import Metrics
 
 _logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
-from service.bounds import share_files
+from service.http.bounds import share_files
 from service.hub import Hub
-from service.listener import bind_socket, no_address
+from service.processes.listener import bind_socket, no_address
 from service.settings import Settings
 
 _logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""One inference over gRPC, as `service.infer` is one over REST: the same models, checks, queue and counts."""
+"""One inference over gRPC, as `service.http.infer` is one over REST: the same models, checks, queue and counts."""
 
 from __future__ import annotations
 

@@ -17,8 +17,8 @@ from tritonclient.grpc import service_pb2 as pb
 from bnfold.datatypes import BINARY_ONLY
 from service.engine import Engine
 from service.errors import BadRequest
-from service.outputs import to_blob
-from service.protocol import (
+from service.protocol.outputs import to_blob
+from service.protocol.requests import (
     Entry,
     InferRequest,
     Limits,
@@ -27,7 +27,7 @@ from service.protocol import (
     read_inputs,
     refuse_shared_memory,
 )
-from service.tensors import Array, Port, read_blob
+from service.protocol.tensors import Array, Port, read_blob
 
 # InferTensorContents: where the elements of a datatype stand.
 _FIELDS = {

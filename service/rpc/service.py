@@ -17,11 +17,11 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2
 from tritonclient.grpc import service_pb2 as pb
 
-from service.admin import check_unload, read_policy
 from service.errors import BadRequest, Fault, SlowClient, UnknownModel, Unsupported
-from service.extensions import find_config, gather_statistics, refuse_logging, refuse_memory, refuse_tracing
+from service.http.admin import check_unload, read_policy
+from service.http.extensions import find_config, gather_statistics, refuse_logging, refuse_memory, refuse_tracing
 from service.hub import Hub
-from service.metadata import describe_model, describe_server
+from service.protocol.metadata import describe_model, describe_server
 from service.rpc import stream
 from service.rpc.inference import infer
 from service.rpc.messages import parse_message, read_map

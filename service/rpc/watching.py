@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from service.answers import status_of
 from service.errors import Fault
+from service.http.answers import status_of
 from service.hub import Hub
-from service.watch import CURRENT, ID_HEADER, identify
+from service.telemetry.watch import CURRENT, ID_HEADER, identify
 
 RawHeaders = list[tuple[bytes, bytes]]
 

@@ -191,7 +191,7 @@ def main() -> None:
         with watching:
             from fuzz_target import open_target
 
-            importlib.import_module("service.server")
+            importlib.import_module("service.processes.server")
         logging.disable(logging.CRITICAL)
         with asyncio.Runner() as runner:
             opening = open_target(repository)

@@ -206,7 +206,7 @@ async def open_target(repository: Path) -> AsyncIterator[Target]:
     from uvicorn.server import ServerState
 
     from service.app import create_app
-    from service.server import make_config
+    from service.processes.server import make_config
     from service.settings import Settings
 
     settings = Settings(

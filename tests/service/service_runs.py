@@ -17,7 +17,7 @@ from fastapi import FastAPI
 
 from service.app import create_app
 from service.hub import Hub
-from service.server import Server, bind_socket
+from service.processes.server import Server, bind_socket
 from service.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.backlog import Array, Backlog, Outputs
-from service.batcher import Batcher
 from service.errors import Busy, Disconnected, Expired, ModelFault
+from service.queueing.backlog import Array, Backlog, Outputs
+from service.queueing.batcher import Batcher
 
 POISON = -1.0
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from service.body import Budget, find_header, read_body
 from service.errors import BadEncoding, BadRequest, Busy, Disconnected, SlowClient, TooLarge
+from service.http.body import Budget, find_header, read_body
 from service.settings import Settings
 
 SMALL = Settings(max_body_bytes=4096, max_memory_bytes=8192, body_timeout=0.05)

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from bnfold.datatypes import WIRE
-from service.classification import classify
 from service.errors import BadRequest
-from service.protocol import InferRequest, Limits, Signature
-from service.rest import build_response, parse_request
-from service.tensors import Port
+from service.http.rest import build_response, parse_request
+from service.protocol.classification import classify
+from service.protocol.requests import InferRequest, Limits, Signature
+from service.protocol.tensors import Port
 
 LABELS = ("cat", "dog", "a:b", "é")
 SCORES = np.array([[0.5, 3, -1, 3], [-0.0, 1e-7, 1e10, 7.125]], np.float32)

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from service_runs import Running, running
 
-from service.compression import LARGE, WORTH, Coding, choose_coding, compress, encode
+from service.http.compression import LARGE, WORTH, Coding, choose_coding, compress, encode
 from service.settings import Settings
 
 INFER = "/v2/models/free/infer"

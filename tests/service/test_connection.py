@@ -12,7 +12,7 @@ import httpx
 import pytest
 from service_runs import PATIENCE, Running, running, until
 
-from service.bounds import Bounds
+from service.http.bounds import Bounds
 from service.settings import Settings
 
 SIDE = 1448  # pixels; the answer then has 16 MiB, which no socket buffer takes

@@ -20,8 +20,8 @@ from service.engine.opening import open_runtime
 from service.engine.runtimes import CpuRuntime
 from service.engine.warming import warm_up
 from service.errors import ModelFault
-from service.metrics import Metrics
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 X = np.random.default_rng(0).random((9, 1, 8, 8)).astype(np.float32)
 

@@ -8,13 +8,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import service.flat
-import service.rest
+import service.http.flat
+import service.http.rest
 from bnfold.datatypes import WIRE
 from service.errors import Fault, TooLarge
-from service.protocol import Limits, Signature
-from service.rest import parse_request
-from service.tensors import Port
+from service.http.rest import parse_request
+from service.protocol.requests import Limits, Signature
+from service.protocol.tensors import Port
 
 pytest.importorskip("simdjson")
 
@@ -41,7 +41,7 @@ def outcome(body: bytes, ports: Signature, limits: Limits = LIMITS) -> tuple[Any
 def outcomes(body: bytes, ports: Signature, limits: Limits = LIMITS) -> tuple[Any, Any]:
     """Of a body on both ways: the first time, and again when its head is known."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service.flat, "simdjson", None)
+        patch.setattr(service.http.flat, "simdjson", None)
         expected = outcome(body, ports, limits)
     first, again = outcome(body, ports, limits), outcome(body, ports, limits)
     assert first == again
@@ -55,7 +55,7 @@ def numbers_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise AssertionError("the whole body was read as JSON")
 
-    monkeypatch.setattr(service.rest, "parse_json", refuse)
+    monkeypatch.setattr(service.http.rest, "parse_json", refuse)
 
 
 @pytest.mark.usefixtures("numbers_cut")
@@ -176,5 +176,5 @@ def test_other_inputs_go_the_longer_way(ports: tuple[Port, ...]):
 
 
 def test_a_body_that_is_very_large_is_read_without_the_fast_parser(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(service.flat, "_LARGEST", 50)
-    assert service.flat.cut_numbers((LIST % (1, "[1]")).encode()) is None
+    monkeypatch.setattr(service.http.flat, "_LARGEST", 50)
+    assert service.http.flat.cut_numbers((LIST % (1, "[1]")).encode()) is None

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.errors import BadRequest
-from service.forms import read_files
+from service.http.forms import read_files
 
 FORM = (
     b'--b\r\nContent-Disposition: form-data; name="one"; filename="1.png"\r\nContent-Type: image/png\r\n\r\nfirst\r\n'

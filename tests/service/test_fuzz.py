@@ -59,8 +59,8 @@ def test_it_sees_an_unforeseen_exception_behind_every_door(
     def broken(*_: Any) -> None:
         raise KeyError("binary_data_size")
 
-    monkeypatch.setattr("service.protocol.read_inputs", broken)
-    for module in ("service.rest", "service.rpc.messages"):
+    monkeypatch.setattr("service.protocol.requests.read_inputs", broken)
+    for module in ("service.http.rest", "service.rpc.messages"):
         monkeypatch.setattr(f"{module}.read_inputs", broken)
     data = {
         "short": request("/v2/models/digits/infer", json_body("digits")),
@@ -73,12 +73,12 @@ def test_it_sees_an_unforeseen_exception_behind_every_door(
 
 def test_it_sees_an_input_that_has_no_end(repository: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("fuzz_target.PATIENCE", 0.2)
-    monkeypatch.setattr("service.batcher.Batcher.submit", lambda *_: None)
+    monkeypatch.setattr("service.queueing.batcher.Batcher.submit", lambda *_: None)
     with pytest.raises(Violation, match="no end"):
         take(repository, [request("/v2/models/digits/infer", json_body("digits"))])
 
 
 def test_it_sees_memory_that_is_not_given_back(repository: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("service.body.Budget.give_back", lambda *_: None)
+    monkeypatch.setattr("service.http.body.Budget.give_back", lambda *_: None)
     with pytest.raises(Violation, match="not given back"):
         take(repository, [request("/v2/models/digits/infer", json_body("digits"))])

@@ -24,7 +24,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from service import errors
-from service.answers import status_of
+from service.http.answers import status_of
 from service.rpc.door import check_grpc
 from service.rpc.statuses import code_of, metadata_of
 from service.settings import Settings

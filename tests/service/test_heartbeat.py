@@ -19,8 +19,8 @@ from service_runs import PATIENCE, process, until
 from test_workers import answered_by, hammer, setting, total, total_or_none, workers
 
 from bnfold.errors import BnfoldError
-from service import supervisor
-from service.heartbeat import Heart, Pulse, is_traced
+from service.processes import supervisor
+from service.processes.heartbeat import Heart, Pulse, is_traced
 from service.settings import Settings
 
 TWO = {"BNFOLD_WORKERS": "2", "BNFOLD_DRAIN_DELAY": "0", "BNFOLD_HANG_TIMEOUT": "3"}

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from service_runs import Running, running, until
 
-from service.infer import Target, find_target
+from service.http.infer import Target, find_target
 from service.settings import Settings
 
 INFER = "/v2/models/digits/infer"

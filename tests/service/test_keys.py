@@ -17,8 +17,8 @@ from service_runs import PATIENCE, Running, running, until
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
 from service.keys import KeyFile, Keys, check_exposure
-from service.logs import say_where
 from service.settings import Settings
+from service.telemetry.logs import say_where
 
 INFER, SECOND, ADMIN, WRONG = (f"{name}-key-0123456789" for name in ("infer", "second", "admin", "wrong"))
 EVERYWHERE = [

@@ -20,12 +20,12 @@ from service_runs import ROOT, Process, process, until
 
 from bnfold.errors import BnfoldError
 from service.errors import Unsaved
-from service.state import FILE, DesiredState, Wish
+from service.repository.state import FILE, DesiredState, Wish
 
 _WRITER = """
 import sys
 from pathlib import Path
-from service.state import DesiredState
+from service.repository.state import DesiredState
 state = DesiredState(Path(sys.argv[1]))
 for number in range(25):
     state.change(f"model-{sys.argv[2]}", "load" if number % 2 else "unload")

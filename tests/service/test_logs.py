@@ -14,8 +14,8 @@ import httpx
 import pytest
 from service_runs import Process, process, until
 
-from service.logs import JsonLines, TextLines, Thinned, is_heard
-from service.watch import identify
+from service.telemetry.logs import JsonLines, TextLines, Thinned, is_heard
+from service.telemetry.watch import identify
 
 SECRET = "0123456789secret"
 BODY = {"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
@@ -177,7 +177,7 @@ def test_a_request_that_fails_by_our_fault_is_in_the_log_with_its_id(
         raise RuntimeError("inner words")
 
     for way in ("infer", "express"):
-        monkeypatch.setattr(f"service.{way}.parse_request", broken)
+        monkeypatch.setattr(f"service.http.{way}.parse_request", broken)
     answer = client.post(INFER, json=BODY, headers={"x-request-id": "mine-2"})
     assert answer.status_code == 500
     assert answer.headers["x-request-id"] == "mine-2"

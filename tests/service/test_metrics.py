@@ -13,11 +13,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from service_runs import PATIENCE, ROOT
 
 import service
-from service.cells import RESTARTS, Shelf
 from service.errors import Fault
-from service.meter import OTHER, REASONS, ROWS, SECONDS, Meter
-from service.metrics import Metrics
-from service.stats import describe
+from service.telemetry.cells import RESTARTS, Shelf
+from service.telemetry.meter import OTHER, REASONS, ROWS, SECONDS, Meter
+from service.telemetry.metrics import Metrics
+from service.telemetry.stats import describe
 
 
 def samples(metrics: Metrics, name: str, **labels: str) -> list[float]:
@@ -35,9 +35,8 @@ def kinds(kind: type[Fault]) -> set[type[Fault]]:
 
 
 def test_every_fault_has_a_reason_of_its_own_in_the_metrics():
-    for module in pkgutil.iter_modules(service.__path__):
-        if module.name != "worker":
-            importlib.import_module(f"service.{module.name}")
+    for module in pkgutil.walk_packages(service.__path__, "service."):
+        importlib.import_module(module.name)
     assert {kind.reason for kind in kinds(Fault)} <= set(REASONS)
     assert len(set(REASONS)) == len(REASONS) <= 32
 
@@ -184,7 +183,7 @@ def test_gauges_of_workers_are_added_up_and_ready_means_all(tmp_path: Path):
 _COUNTING = """
 import os, sys
 from pathlib import Path
-from service.metrics import Metrics
+from service.telemetry.metrics import Metrics
 meter = Metrics(Path(sys.argv[1]), worker=1, workers=2).meter("m", "1")
 for _ in range(1000):
     meter.count_answer(0.01, 0.0)

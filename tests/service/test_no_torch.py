@@ -12,7 +12,7 @@ PROGRAM = """
 import asyncio, json, sys
 from pathlib import Path
 import httpx
-import service.app, service.server
+import service.app, service.processes.server
 from service.settings import Settings
 
 app = service.app.create_app(Settings(repository=Path(sys.argv[1]), device="auto", threads=1))

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from service import peers as module
-from service.peers import Crew, Peers, describe_crew
+from service.processes import peers as module
+from service.processes.peers import Crew, Peers, describe_crew
 
 
 @pytest.fixture

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from bnfold.errors import BnfoldError
-from service.policy import parse_policy
+from service.repository.policy import parse_policy
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def test_pictures_of_any_size_and_mode_are_made_to_fit(client: httpx.Client, ser
 
 def test_a_picture_that_takes_too_long_to_decode_is_503(digits_only: Path, monkeypatch: pytest.MonkeyPatch):
     gate = threading.Event()
-    monkeypatch.setattr("service.predict.decode_image", lambda *_, **__: gate.wait(60))
+    monkeypatch.setattr("service.http.predict.decode_image", lambda *_, **__: gate.wait(60))
     settings = Settings(repository=digits_only, device="cpu", port=0, threads=1, request_timeout=0.05)
     with running(settings) as server:
         answer = httpx.post(f"{server.url}/predict", content=picture())
@@ -96,7 +96,7 @@ def test_a_form_that_takes_long_to_read_keeps_nobody_else_waiting(digits_only: P
         readers.append(threading.current_thread().name)
         return [picture()]
 
-    monkeypatch.setattr("service.predict.read_files", read)
+    monkeypatch.setattr("service.http.predict.read_files", read)
     with running(Settings(repository=digits_only, device="cpu", port=0, threads=1)) as server:
         assert httpx.post(f"{server.url}/predict", files={"image": b""}).status_code == 200
     assert readers[0].startswith("bnfold-decode")

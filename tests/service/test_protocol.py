@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from bnfold.datatypes import WIRE
 from service.errors import BadRequest, Fault, TooLarge, Unsupported
-from service.protocol import InferRequest, Limits, Signature
-from service.rest import build_response, parse_header_length, parse_request
-from service.tensors import Port
+from service.http.rest import build_response, parse_header_length, parse_request
+from service.protocol.requests import InferRequest, Limits, Signature
+from service.protocol.tensors import Port
 
 LIMITS = Limits(rows=8, json_bytes=10_000)
 LEFT = Port("left", "FP32", WIRE["FP32"], (-1, 2))

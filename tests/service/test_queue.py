@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.backlog import Array, Backlog, Outputs
-from service.batcher import Batcher
 from service.errors import Busy, Expired, ModelFault
+from service.queueing.backlog import Array, Backlog, Outputs
+from service.queueing.batcher import Batcher
 
 POISON = -1.0
 
@@ -190,7 +190,7 @@ def test_turns_go_by_time_and_not_by_batches(monkeypatch: pytest.MonkeyPatch):
     slow, fast = Recorder("slow/1", seconds=8e-3), Recorder("fast/1", seconds=1e-3)
     calls: list[str] = []
     clock = Clock()
-    monkeypatch.setattr("service.batcher.time", clock)
+    monkeypatch.setattr("service.queueing.batcher.time", clock)
     for model in (slow, fast):
         model.calls = _Tee(calls, model.label)  # type: ignore[assignment]
         model.wait = clock.wait

@@ -18,9 +18,9 @@ from bnfold.runtime import open_session
 from service.engine import resolve_device
 from service.engine.runtimes import CpuRuntime
 from service.errors import ModelFault, UnknownModel
-from service.metrics import Metrics
 from service.repository import load_repository, proving
 from service.settings import Settings
+from service.telemetry.metrics import Metrics
 
 
 def on(folder: Path) -> Settings:

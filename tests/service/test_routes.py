@@ -118,7 +118,7 @@ def test_an_unforeseen_error_is_500_without_a_traceback(
     assert list(answer.json()) == ["error"]
     assert "inner words" not in answer.text
     for way in ("infer", "express"):
-        monkeypatch.setattr(f"service.{way}.parse_request", broken)
+        monkeypatch.setattr(f"service.http.{way}.parse_request", broken)
     labels = {"model": "digits", "version": "1", "reason": "internal"}
 
     def failures() -> float:

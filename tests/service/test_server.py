@@ -23,7 +23,7 @@ from service_faults import break_channel, copy_version
 from service_runs import PATIENCE, ROOT, Running, process, running, until
 
 from bnfold.errors import BnfoldError
-from service.server import bind_socket
+from service.processes.server import bind_socket
 from service.settings import Settings
 
 X = np.random.default_rng(0).random((1, 1, 8, 8)).astype(np.float32)
@@ -134,7 +134,7 @@ def test_a_stop_under_load_loses_no_accepted_request(digits_only: Path):
 
 def test_a_signal_while_models_are_still_loading_ends_with_0(digits_only: Path):
     script = (
-        "import os, pathlib, signal, service.server as server\n"
+        "import os, pathlib, signal, service.processes.server as server\n"
         "from service.settings import Settings\n"
         "server.create_app = lambda *_: os.kill(os.getpid(), signal.SIGTERM)\n"
         f"server.serve(Settings(repository=pathlib.Path({str(digits_only)!r}), port=0))\n"

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from service_runs import PATIENCE, Running, running, until
 
-from service.express import Course
+from service.http.express import Course
 from service.settings import Settings
 
 LENGTH = "Inference-Header-Content-Length"
@@ -321,7 +321,7 @@ def test_the_comparison_sees_another_answer_count_or_line_of_the_log(here: Runni
     assert seen != observe(here, replace(call, headers=(("Connection", "close"),)), "")
     assert seen != observe(here, replace(call, path="/v2/models/nobody/infer"), "")
     with log() as lines:
-        logging.getLogger("service.express").error("a line")
+        logging.getLogger("service.http.express").error("a line")
     assert lines == [("ERROR", "a line")]
 
 
@@ -329,8 +329,8 @@ def test_what_nobody_foresaw_is_answered_and_logged_alike(here: Running, monkeyp
     def broken(*_: object) -> None:
         raise RuntimeError("nobody foresaw this")
 
-    monkeypatch.setattr("service.express.parse_request", broken)
-    monkeypatch.setattr("service.infer.parse_request", broken)
+    monkeypatch.setattr("service.http.express.parse_request", broken)
+    monkeypatch.setattr("service.http.infer.parse_request", broken)
     call = Call("/v2/models/digits/versions/1/infer", json_body("digits"))
     short, long = observe(here, call, ""), observe(here, call, "?way=long")
     assert short == long

@@ -12,7 +12,7 @@ from bnfold.bundle import TensorSpec
 from bnfold.datatypes import WIRE
 from bnfold.errors import BundleError
 from service.errors import BadRequest
-from service.tensors import Port, nested_shape, read_blob, read_numbers
+from service.protocol.tensors import Port, nested_shape, read_blob, read_numbers
 
 
 def port(datatype: str = "FP32", *shape: int) -> Port:

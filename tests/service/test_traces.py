@@ -15,7 +15,7 @@ from service_runs import running
 
 from bnfold.errors import BnfoldError
 from service.settings import Settings
-from service.traces import open_watch
+from service.telemetry.traces import open_watch
 
 BODY = {"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 INFER = "/v2/models/digits/infer"

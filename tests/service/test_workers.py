@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 from service_runs import PATIENCE, ROOT, Process, process, until
 
-from service.listener import reserve_socket
-from service.meter import Totals
+from service.processes.listener import reserve_socket
+from service.processes.supervisor import _share_threads
+from service.processes.worker import read_settings, write_settings
 from service.settings import Settings, count_cores
-from service.supervisor import _share_threads
-from service.worker import read_settings, write_settings
+from service.telemetry.meter import Totals
 
 BODY = {"inputs": [{"name": "input", "shape": [1, 1, 8, 8], "datatype": "FP32", "data": [0.5] * 64}]}
 INFER = "/v2/models/digits/infer"
