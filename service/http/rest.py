@@ -99,7 +99,7 @@ def _flat_request(body: bytes, signature: Signature, limits: Limits) -> InferReq
     identity = None
     try:
         check_json_size(body, limits.json_bytes, limits.json_values)
-        plan = find_plan(signature, head, 0)
+        plan = None if head[:1] == b"\0" else find_plan(signature, head, 0)  # see parse_request
         if plan is None:
             document = orjson.loads(head)
             if not isinstance(document, dict):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 import service.http.flat
 import service.http.rest
 from bnfold.datatypes import WIRE
-from service.errors import Fault, TooLarge
+from service.errors import BadRequest, Fault, TooLarge
 from service.http.rest import parse_request
 from service.protocol.requests import Limits, Signature
 from service.protocol.tensors import Port
@@ -77,6 +77,15 @@ def test_a_head_is_understood_once_whatever_its_id():
         request = parse_request(body, None, ports, LIMITS)
         assert (request.id, request.priority, request.inputs["x"].tolist()) == (identity, 3, [1.0, 2.0])
     assert len(ports.plans) == 1
+
+
+def test_a_body_that_is_spelt_like_the_key_of_a_head_is_no_json():
+    ports = signature()
+    parse_request((LIST % (2, "[1,2]")).encode(), None, ports, LIMITS)
+    assert len(ports.plans) == 1
+    found, expected = outcomes(b"\0" + (LIST % (2, "[1,2]")).replace('"id":"a",', "").encode(), ports)
+    assert found == expected
+    assert found[0] is BadRequest
 
 
 @given(st.lists(st.floats(allow_nan=False) | st.integers(-(2**70), 2**70), max_size=8))
