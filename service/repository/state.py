@@ -100,7 +100,7 @@ class DesiredState:
         path = self._folder / FILE
         try:
             with open(path, "rb", opener=_open_at_once) as stream:
-                _check_kind(path, os.fstat(stream.fileno()).st_mode)
+                _check_kind(path, os.fstat(stream.fileno()), os.stat(self._folder))
                 data = stream.read(_MOST_BYTES + 1)
         except FileNotFoundError:
             return {}
@@ -164,11 +164,18 @@ def _open_at_once(path: str, flags: int) -> int:
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def _check_kind(path: Path, mode: int) -> None:
-    """Raise BnfoldError for a file that is none, or that others could have written."""
-    if not stat.S_ISREG(mode):
+def _check_kind(path: Path, file: os.stat_result, folder: os.stat_result) -> None:
+    """Raise BnfoldError for a file that is none, or that others could have written.
+
+    Where the group of the folder can put another file in its place, as is warned of, the file may be that group's too:
+    Kubernetes sets the modes of both so, each time it mounts a volume with an fsGroup.
+    """
+    if not stat.S_ISREG(file.st_mode):
         raise _damaged(path, "is no regular file")
-    if os.name == "posix" and mode & (stat.S_IWGRP | stat.S_IWOTH):
+    writers = file.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    if folder.st_mode & stat.S_IWGRP and not folder.st_mode & stat.S_ISVTX and folder.st_gid == file.st_gid:
+        writers &= ~stat.S_IWGRP
+    if os.name == "posix" and writers:
         raise BnfoldError(
             f"{path} can be written by others than its owner; expected mode 600, because it says which versions are "
             "served; say chmod 600, or remove it to start from the settings"

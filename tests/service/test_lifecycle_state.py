@@ -125,6 +125,25 @@ def test_a_file_that_others_could_have_written_is_refused(tmp_path: Path, mode: 
     assert DesiredState(tmp_path).read() == {"digits": Wish("unload", 1)}
 
 
+@pytest.mark.parametrize(
+    ("folder", "file", "read"), [(0o2770, 0o660, True), (0o2770, 0o662, False), (0o1770, 0o660, False)]
+)
+def test_a_volume_that_kubernetes_mounts_for_a_group_can_be_used_again(
+    tmp_path: Path, folder: int, file: int, read: bool
+):
+    """With an fsGroup each mount adds 0660 to the mode of every file, and 02770 to that of every folder."""
+    state = tmp_path / "state"
+    DesiredState(state).change("digits", "unload")
+    state.chmod(folder)
+    (state / FILE).chmod(file)
+    if read:
+        assert DesiredState(state).look().wishes == {"digits": Wish("unload", 1)}
+        assert DesiredState(state).change("digits", "load").epoch == 2
+    else:
+        with pytest.raises(BnfoldError, match="can be written by others"):
+            DesiredState(state).look()
+
+
 def test_what_is_no_file_is_refused_and_waited_for_by_nobody(tmp_path: Path):
     os.mkfifo(tmp_path / FILE)
     with pytest.raises(BnfoldError, match="is no regular file"):
