@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from bnfold.folding.moves import MOVES
 from bnfold.folding.moves.constant_map import LARGEST
 from bnfold.folding.report import NormNumbers
@@ -36,3 +38,10 @@ def test_every_number_of_a_norm_is_documented() -> None:
     assert all(f"| `{name}` |" in page for name in NormNumbers.__dataclass_fields__)
     assert f"{LARGEST:,} elements" in page
     assert f"{MOST_NODES:,} nodes" in page
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs").glob("*.md")), ids=lambda page: page.stem)
+def test_no_heading_stands_twice_on_a_page(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    headings = re.findall(r"^#+ .+", text, re.M)
+    assert len(headings) == len(set(headings))
