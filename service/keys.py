@@ -143,11 +143,14 @@ class KeyFile:
         try:
             # Without O_NONBLOCK a named pipe would be waited for.
             descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with open(descriptor, "rb") as opened:
+            try:  # a folder can be opened, and cannot be made a file that closes it
                 found = os.fstat(descriptor)
                 self._seen = _stamp(found)
                 self._check_mode(found.st_mode)
-                content = opened.read(_MOST_BYTES + 1)
+                with open(descriptor, "rb", closefd=False) as opened:
+                    content = opened.read(_MOST_BYTES + 1)
+            finally:
+                os.close(descriptor)
         except OSError as problem:
             raise self._bad(f"cannot be read ({problem.strerror})", "a file that the server may read") from None
         self.digests = tuple(_digest(key) for key in self._parse(content))

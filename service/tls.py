@@ -135,10 +135,13 @@ def _load(cert: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:
 def _read(path: Path, flag: str) -> str:
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a named pipe is not waited for
-        with open(descriptor, "rb") as opened:
+        try:  # a folder can be opened, and cannot be made a file that closes it
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise BnfoldError(f"the {flag} {path} is no regular file; give a PEM file")
-            return opened.read(_MOST_BYTES).decode("latin-1")
+            with open(descriptor, "rb", closefd=False) as opened:
+                return opened.read(_MOST_BYTES).decode("latin-1")
+        finally:
+            os.close(descriptor)
     except OSError as problem:
         raise BnfoldError(f"the {flag} {path} cannot be read ({problem.strerror}); give a PEM file") from None
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_runs import PATIENCE, Running, running, until
+from service_runs import PATIENCE, Running, running, times_open, until
 
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
@@ -241,6 +241,19 @@ def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, make):
     make(tmp_path / "keys")
     with pytest.raises(BnfoldError, match="--api-key-file"):
         KeyFile(tmp_path / "keys", "--api-key-file")
+
+
+def test_a_folder_in_its_place_is_not_kept_open_and_looked_at_once(tmp_path):
+    path = write_keys(tmp_path / "keys", INFER)
+    file = KeyFile(path, "--api-key-file")
+    path.unlink()
+    path.mkdir()
+    assert file.has_changed()
+    for _ in range(3):
+        with pytest.raises(BnfoldError, match="is no regular file"):
+            file.read()
+    assert not file.has_changed()
+    assert times_open(path) == 0
 
 
 def test_a_file_that_others_can_read_is_warned_of(tmp_path, caplog):

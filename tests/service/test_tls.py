@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
-from service_runs import PATIENCE, Running, running, until
+from service_runs import PATIENCE, Running, running, times_open, until
 
 from bnfold.cli import main
 from bnfold.errors import BnfoldError
@@ -240,6 +240,14 @@ def test_files_that_cannot_be_used_are_one_sentence(pair: Pair, tmp_path: Path, 
     assert "--tls-" in str(refusal.value)
     assert "\n" not in str(refusal.value)
     assert "PRIVATE" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("place", ["tls_cert", "tls_key"])
+def test_a_folder_in_the_place_of_a_file_is_one_sentence_and_not_kept_open(pair: Pair, tmp_path: Path, place: str):
+    paths = {"tls_cert": pair.cert, "tls_key": pair.key, place: tmp_path}
+    with pytest.raises(BnfoldError, match="is no regular file"):
+        check_certificate(Settings(**paths))
+    assert times_open(tmp_path) == 0
 
 
 def test_the_command_ends_with_2_before_it_loads_a_model(pair: Pair, digits_only: Path, tmp_path: Path, capsys):
