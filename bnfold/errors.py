@@ -52,8 +52,12 @@ class ServerError(BnfoldError):
 
 def first_line(problem: BaseException | None) -> str:
     """The first line of what an error of other code says, up to 300 characters; its type where it says nothing."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    return lines[0][:_LONGEST].rstrip(" .:") if lines else type(problem).__name__
+    try:
+        text = str(problem)
+    except Exception:  # an error of somebody's own need not be able to say what it is
+        text = ""
+    lines = (line.strip()[:_LONGEST].rstrip(" .:") for line in text.splitlines())
+    return next(filter(None, lines), type(problem).__name__)
 
 
 def said(problem: BaseException | None) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from bnfold.bundle import SourceParameter, hash_tensor
-from bnfold.errors import DataError
+from bnfold.errors import DataError, first_line
 from bnfold.factories import make
 from bnfold.folding.torch_tensors import to_numpy
 from bnfold.sources import Source, file_sha256
@@ -106,7 +106,7 @@ def _load(module: torch.nn.Module, path: Path) -> None:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 -- the one reader of .pth
     except Exception as problem:  # unpickling and safetensors raise nearly any type on hostile bytes
-        raise DataError(f"the weights {path} cannot be read: {str(problem).splitlines()[0][:200]}") from problem
+        raise DataError(f"the weights {path} cannot be read: {first_line(problem)}") from problem
     if not isinstance(state, Mapping):
         raise DataError(f"the weights {path} hold a {type(state).__name__}, expected a state dict of names and tensors")
     try:

@@ -194,6 +194,15 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path, monkeypatch: py
     sys.modules.pop("plain_network")
 
 
+def test_an_empty_file_of_weights_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "plain_network.py").write_text("from torch import nn\ndef make(): return nn.Linear(2, 2)\n")
+    (tmp_path / "w.pth").write_bytes(b"")
+    with pytest.raises(DataError, match=r"w\.pth cannot be read: \w+"):
+        build_bundle("plain_network:make", tmp_path / "x", weights=tmp_path / "w.pth", input_shape=(2,))
+    sys.modules.pop("plain_network")
+
+
 def test_a_refused_norm_stops_the_build_unless_allowed(repository: Path, tmp_path: Path) -> None:
     model = onnx.load(load_bundle(repository / "models/digits-cnn/1").reference_path)
     tensor = next(item for item in model.graph.initializer if item.name == "features.1.running_var")

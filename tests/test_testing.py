@@ -241,6 +241,48 @@ def test_right_fold_of_one_lucky_row_is_no_alarm():
         assert_parity(module, channel_broken(module), lucky, tiers=("T3",))
 
 
+class Speechless(Exception):
+    """What cannot be made a text."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+class Mute(nn.Module):
+    """A network that fails without a word."""
+
+    def forward(self, _: torch.Tensor) -> torch.Tensor:
+        raise Speechless
+
+
+def test_network_that_fails_without_a_word_is_a_sentence():
+    with pytest.raises(DataError, match=r"model \(Mute\) cannot be run on the inputs: Speechless"):
+        assert_parity(Mute().eval(), network(), images())
+    with pytest.raises(ParityFailure, match="cannot be run on the inputs: Speechless"):
+        assert_parity(network(), Mute().eval(), images())
+
+
+class Twice(nn.Module):
+    """A network that gives what another one gives, and its negative."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        y = self.inner(x)
+        return y, -y
+
+
+@pytest.mark.parametrize("tiers", [None, ("T1",)])
+def test_another_number_of_outputs_is_a_sentence(tiers):
+    one, two = fused(network()), Twice(network()).eval()
+    with pytest.raises(ParityFailure, match="cannot tell") as failure:
+        assert_parity(two, one, images(), tiers=tiers)
+    (sentence,) = failure.value.proof.tier("T1").findings
+    assert sentence == "FOLDED has 1 outputs, ORIGINAL 2; expected the same: they are not one network"
+
+
 def dense_in_float64() -> tuple[nn.Sequential, nn.Sequential]:
     """A dense layer and its norm, and the fold of the two by torch; all in float64."""
     torch.manual_seed(0)

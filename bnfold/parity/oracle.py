@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bnfold.errors import ParityError
+from bnfold.errors import ParityError, first_line
 
 Array = np.ndarray[Any, np.dtype[Any]]
 F64 = np.ndarray[Any, np.dtype[np.float64]]
@@ -75,8 +75,7 @@ def _evaluate(wide: onnx.ModelProto, inputs: Mapping[str, Array], wanted: Sequen
         with np.errstate(all="ignore"):
             results = ReferenceEvaluator(wide, new_ops=list(OPERATORS)).run(list(wanted), feeds)
     except Exception as problem:  # the evaluator raises whatever its operators and numpy raise
-        text = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise ParityError(f"the graph cannot be evaluated in float64: {text[0][:200]}") from problem
+        raise ParityError(f"the graph cannot be evaluated in float64: {first_line(problem)}") from problem
     return {name: _array(result) for name, result in zip(wanted, results, strict=True)}
 
 

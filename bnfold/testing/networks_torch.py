@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from bnfold.errors import BnfoldError, DataError, ExportError, ParityError
+from bnfold.errors import BnfoldError, DataError, ExportError, ParityError, first_line
 from bnfold.export import export_model
 from bnfold.folding import onnx_file
 from bnfold.folding.torch_tensors import to_numpy
@@ -96,8 +96,7 @@ class TorchNetwork:
             try:
                 found = module(*tensors)
             except Exception as problem:  # whatever the network's own code raises
-                said = str(problem).strip().splitlines()[:1] or [type(problem).__name__]
-                text = f"{self._what} ({self.label}) cannot be run on the inputs: {said[0][:300]}"
+                text = f"{self._what} ({self.label}) cannot be run on the inputs: {first_line(problem)}"
                 # The model says which inputs fit; a folded network that then does not take them is at fault itself.
                 raise (DataError if self._what == "model" else ParityError)(text) from problem
         leaves = [to_numpy(leaf) for leaf in pytree.tree_leaves(found) if isinstance(leaf, torch.Tensor)]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from bnfold.bundle import Golden
-from bnfold.errors import BnfoldError
+from bnfold.errors import BnfoldError, first_line
 from service.engine.runtimes import Array, Runtime
 from service.protocol.tensors import Port
 
@@ -51,8 +51,7 @@ def _run(runtime: Runtime, inputs: Mapping[str, Array], rows: int, label: str) -
     try:
         return runtime.run(inputs, rows)
     except Exception as problem:  # ONNX Runtime raises its own types, generated at run time
-        first = (str(problem).strip().splitlines() or [type(problem).__name__])[0]
-        raise BnfoldError(f"model {label} cannot run its golden vectors here: {first[:300]}") from problem
+        raise BnfoldError(f"model {label} cannot run its golden vectors here: {first_line(problem)}") from problem
 
 
 def _at_least_two_rows(inputs: Mapping[str, Array]) -> dict[str, Array]:

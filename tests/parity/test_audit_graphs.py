@@ -16,6 +16,7 @@ from onnx import helper, numpy_helper
 from parity_networks import Array, Builder
 
 import bnfold
+from bnfold.errors import ParityError
 from bnfold.parity.audit.comparing import Comparison, compare_graphs
 
 Build = Callable[[Builder], str]
@@ -162,6 +163,13 @@ def test_exchanged_outputs_are_seen_whatever_their_order():
         node.output[:] = [{"y": "z", "z": "y"}.get(name, name) for name in node.output]
     report = bnfold.audit(folded, two_ends())
     assert [tier.status for tier in report.tiers] == ["cannot tell", "fails"]
+
+
+def test_output_that_is_listed_twice_stands_for_no_two_others():
+    twice, others = two_ends(outputs="yy"), two_ends(outputs="yz")
+    assert bnfold.audit(twice, twice).exit_code == 0
+    with pytest.raises(ParityError, match="has an output more than once"):
+        bnfold.audit(others, twice)
 
 
 def softmax(opset: int, **attributes: Any) -> onnx.ModelProto:

@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from bnfold.errors import ParityError
 from bnfold.folding.facts import Carrier, Linear, Node, Norm, Opaque, written_by
 from bnfold.parity.audit.nodes import compare_nodes
 from bnfold.parity.audit.plain_nodes import COMMUTATIVE, Likeness, Stored, inputs_of
@@ -59,7 +60,12 @@ class Ends:
 
     @classmethod
     def by_place(cls, left: Side, right: Side) -> Ends:
-        """The first with the first, whatever they are called."""
+        """The first with the first, whatever they are called. Raises ParityError for another number of outputs."""
+        if len(left.outputs) != len(right.outputs):
+            raise ParityError(
+                f"FOLDED has {len(right.outputs)} outputs, ORIGINAL {len(left.outputs)}; expected the same: they are "
+                "not one network"
+            )
         inputs = zip(left.graph.inputs, right.graph.inputs, strict=False)
         return cls(dict(inputs), dict(zip(left.outputs, right.outputs, strict=True)))
 

@@ -131,8 +131,14 @@ def paired(original: Sequence[TensorSpec], folded: Sequence[TensorSpec], what: s
             "expected the same: they are not one network"
         )
     by_name = {spec.name: spec for spec in folded}
-    if {spec.name for spec in original} == by_name.keys():
+    names = {spec.name for spec in original}
+    if names == by_name.keys():
         folded = [by_name[spec.name] for spec in original]
+    elif len(names) < len(original):  # two of FOLDED would stand for one, and only one of them be looked at
+        raise ParityError(
+            f"ORIGINAL has an {what} more than once ({_spelt(original)}), and FOLDED other names ({_spelt(folded)}); "
+            "expected the same names, or each once"
+        )
     for want, have in zip(original, folded, strict=True):
         if want.dtype != have.dtype or not _fits(want.shape, have.shape):
             raise ParityError(

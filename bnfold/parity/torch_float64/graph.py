@@ -12,7 +12,7 @@ import onnx
 import torch
 from onnx import numpy_helper
 
-from bnfold.errors import BnfoldError, ParityError
+from bnfold.errors import BnfoldError, ParityError, first_line
 from bnfold.parity.torch_float64 import layout, pointwise, reductions, resizing, windows
 from bnfold.parity.torch_float64.calls import Call, Tensor
 
@@ -132,8 +132,7 @@ def _carry_out(call: Call, values: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     except BnfoldError:
         raise
     except Exception as problem:  # torch raises RuntimeError, IndexError, TypeError and its own
-        text = str(problem).strip().splitlines() or [type(problem).__name__]
-        raise ParityError(f"{call.label} cannot be carried out by torch in float64: {text[0][:200]}") from problem
+        raise ParityError(f"{call.label} cannot be carried out by torch in float64: {first_line(problem)}") from problem
     results = found if isinstance(found, tuple) else (found,)
     if any(call.outputs[len(results) :]):
         raise call.refuse(f"has {len(call.outputs)} outputs")
