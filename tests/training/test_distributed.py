@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,6 +68,19 @@ dist.destroy_process_group()
 """
 
 
+TELLER = """
+import sys
+import torch
+import torch.distributed as dist
+from bnfold.training.distributed import Group
+
+dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meeting", rank=int(sys.argv[1]), world_size=2)
+mine = torch.tensor([0.1, -3e-39, float(sys.argv[1])])
+assert torch.equal(Group(int(sys.argv[1]), 2).of_first(mine), torch.tensor([0.1, -3e-39, 0.0]))
+dist.destroy_process_group()
+"""
+
+
 def near(found: torch.Tensor, expected: torch.Tensor, bound: float) -> bool:
     """Within a bound, relative to the largest."""
     return float((found.double() - expected.double()).abs().max()) <= bound * max(1.0, float(expected.abs().max()))
@@ -82,7 +98,10 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
     save_file(given, tmp_path / "given.safetensors")
     command = [sys.executable, "-c", WORKER]
     running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | MEANT) for rank in (0, 1)]
-    assert [each.wait(PATIENCE) for each in running] == [0, 0]
+    try:
+        assert [each.wait(PATIENCE) for each in running] == [0, 0]
+    finally:
+        end(running)
     first, second = (load_file(tmp_path / f"made-{rank}.safetensors") for rank in (0, 1))
     for name, whole in x.items():
         norm = kinds.get(name, nn.BatchNorm2d if whole.ndim == 4 else nn.BatchNorm1d)(3).double()
@@ -103,6 +122,15 @@ def test_two_norms_of_a_part_each_are_one_of_the_whole(tmp_path: Path) -> None:
         for made in (first, second):
             for key, expected in (("mean", norm.running_mean), ("var", norm.running_var)):
                 assert near(made[f"{name}/{key}"], expected, 1e-6)
+
+
+def test_all_processes_have_the_numbers_of_the_first(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TELLER]
+    running = [subprocess.Popen([*command, str(rank), str(tmp_path)], env=os.environ | MEANT) for rank in (0, 1)]
+    try:
+        assert [each.wait(PATIENCE) for each in running] == [0, 0]
+    finally:
+        end(running)
 
 
 def torchrun_command(*arguments: str) -> list[str]:
@@ -159,48 +187,73 @@ def test_an_interrupted_torchrun_says_once_how_it_goes_on(recipe: Path, tmp_path
     process = subprocess.Popen(
         torchrun_command(str(recipe), *long), env=os.environ | MEANT, stderr=subprocess.PIPE, text=True
     )
-    while not (tmp_path / "run.partial" / "snapshot.safetensors").exists() and process.poll() is None:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    said = process.communicate(timeout=PATIENCE)[1]
+    try:
+        while not (tmp_path / "run.partial" / "snapshot.safetensors").exists() and process.poll() is None:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGTERM)
+        said = process.communicate(timeout=PATIENCE)[1]
+    finally:
+        process.terminate()  # not killed: then those that it started would go on
+        process.communicate()
     assert said.count("bnfold: ") == 1, said
     assert "`torchrun --standalone --nproc-per-node=2 -m bnfold train " in said
     assert f"--resume {tmp_path / 'run'}` goes on from it" in said
 
 
-def started(*arguments: str) -> list[subprocess.Popen[str]]:
-    """The two processes as torchrun starts them, without it: it would end one after the other has failed."""
+@contextlib.contextmanager
+def started(*arguments: str) -> Iterator[list[subprocess.Popen[str]]]:
+    """The two processes as torchrun starts them, without it: it would end one after the other has failed.
+
+    However a test ends, they end with it.
+    """
     meeting = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(choose_port())}
     command = [sys.executable, "-m", "bnfold", "train", "--device", "cpu", *arguments]
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | MEANT | meeting | {"RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    running: list[subprocess.Popen[str]] = []
+    try:
+        for rank in ("0", "1"):
+            own = os.environ | MEANT | meeting | {"RANK": rank, "LOCAL_RANK": rank}
+            running.append(subprocess.Popen(command, env=own, stderr=subprocess.PIPE, text=True))
+        yield running
+    finally:
+        end(running)
+
+
+def end(running: Sequence[subprocess.Popen[Any]]) -> None:
+    """Kill what still runs, and wait for it."""
+    for process in running:
+        process.kill()
+    for process in running:
+        process.communicate()
+
+
+def test_no_process_outlives_a_test_that_fails(recipe: Path, tmp_path: Path) -> None:
+    with (
+        pytest.raises(AssertionError, match="this one"),
+        started(str(recipe), "-o", str(tmp_path / "run"), "--set", "train.epochs=100000") as running,
+    ):
+        assert not running, "this one"
+    assert [process.returncode for process in running] == [-signal.SIGKILL] * 2
 
 
 def test_a_loss_that_is_not_finite_ends_every_process(recipe: Path, tmp_path: Path) -> None:
     sets = ["--set", "optimizer.learning_rate=1e6", "--set", "optimizer.weight_decay=1e6"]
-    for process in started(str(recipe), "-o", str(tmp_path / "run"), *sets):
-        said = process.communicate(timeout=PATIENCE)[1]
-        assert process.returncode == 2
-        assert "expected a finite one" in said
-        assert "lower optimizer.learning_rate" in said
+    with started(str(recipe), "-o", str(tmp_path / "run"), *sets) as running:
+        for process in running:
+            said = process.communicate(timeout=PATIENCE)[1]
+            assert process.returncode == 2
+            assert "expected a finite one" in said
+            assert "lower optimizer.learning_rate" in said
     assert not list(tmp_path.iterdir())
 
 
 def test_a_process_that_is_killed_ends_the_others_with_a_sentence(recipe: Path, tmp_path: Path) -> None:
     snapshot = tmp_path / "run.partial" / "snapshot.safetensors"
-    first, second = started(str(recipe), "-o", str(tmp_path / "run"), "--set", "train.epochs=100000")
-    while not snapshot.exists() and first.poll() is None:
-        time.sleep(0.05)
-    second.kill()
-    second.communicate(timeout=PATIENCE)
-    said = first.communicate(timeout=PATIENCE)[1]
+    with started(str(recipe), "-o", str(tmp_path / "run"), "--set", "train.epochs=100000") as (first, second):
+        while not snapshot.exists() and first.poll() is None:
+            time.sleep(0.05)
+        second.kill()
+        second.communicate(timeout=PATIENCE)
+        said = first.communicate(timeout=PATIENCE)[1]
     assert first.returncode == 2, said
     assert "the exchange with the other processes failed" in said
     assert f"--resume {tmp_path / 'run'}" in said

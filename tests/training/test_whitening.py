@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,17 +20,6 @@ from bnfold.training.whitening import FLOOR, PICTURES, whitening_kernels
 
 WHITENED = ["network.kind=airbench", "network.widths=[4, 6]", "network.whiten=true", "train.epochs=2", "train.ema=0.5"]
 FIRST = "features.0.weight"
-TWO_PROCESSES = """
-import sys
-import torch
-import torch.distributed as dist
-from bnfold.training.distributed import Group
-
-dist.init_process_group("gloo", init_method=f"file://{sys.argv[2]}/meeting", rank=int(sys.argv[1]), world_size=2)
-mine = torch.tensor([0.1, -3e-39, float(sys.argv[1])])
-assert torch.equal(Group(int(sys.argv[1]), 2).of_first(mine), torch.tensor([0.1, -3e-39, 0.0]))
-dist.destroy_process_group()
-"""
 
 
 def coloured(count: int = 60) -> Dataset:
@@ -123,13 +110,3 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(recipe: Path, tm
     again = train(recipe, resume=tmp_path / "stopped", overrides=WHITENED)
     name = "weights.safetensors"
     assert (again.path / name).read_bytes() == (whole.path / name).read_bytes()
-
-
-def test_several_processes_have_the_numbers_of_the_first(tmp_path: Path) -> None:
-    workers = [
-        subprocess.Popen([sys.executable, "-c", TWO_PROCESSES, str(rank), str(tmp_path)], stderr=subprocess.PIPE)
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, err = worker.communicate(timeout=120)
-        assert worker.returncode == 0, err.decode()
