@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from bnfold.training.folders import read_text
 from bnfold.training.loop import Epoch
 
 
@@ -23,15 +25,15 @@ def read_history(path: Path) -> list[Epoch]:
     """What `write_history` wrote; empty for a file that is anything else."""
     names = [field.name for field in dataclasses.fields(Epoch)]
     try:
-        with path.open(newline="", encoding="utf-8") as file:
-            head, *rows = csv.reader(file)
+        head, *rows = csv.reader(io.StringIO(read_text(path), newline=""))
         numbers = [[float(text) for text in row] for row in rows]
         history = [Epoch(epoch, *row) for epoch, (_, *row) in enumerate(numbers, start=1)]
-    except (OSError, ValueError, TypeError, csv.Error):
+    except (ValueError, TypeError, csv.Error):
         return []
     counted = [row[0] for row in numbers] == [row.epoch for row in history]
     finite = all(math.isfinite(value) for row in numbers for value in row)
-    return history if head == names and counted and finite else []
+    shares = all(0 <= share <= 1 for row in history for share in (row.train_accuracy, row.held_out_accuracy))
+    return history if head == names and counted and finite and shares else []
 
 
 def draw_curves(path: Path, history: Sequence[Epoch], title: str) -> None:

@@ -13,6 +13,18 @@ from safetensors import SafetensorError
 from bnfold.errors import DataError
 from bnfold.rename import rename_new
 
+_MOST_BYTES = 64 * 2**20  # of a text
+
+
+def read_text(path: Path) -> str:
+    """A text of a folder of results, its line ends as they are; empty where it cannot be read or none is so large."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)  # a link may lead to what never ends
+        return content.decode() if len(content) <= _MOST_BYTES else ""
+    except (OSError, UnicodeDecodeError):
+        return ""
+
 
 def check_folder(folder: Path, what: str) -> None:
     """Raise DataError, before any work is done for it, for a folder that exists or that cannot be made.

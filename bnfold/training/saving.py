@@ -16,7 +16,7 @@ from bnfold.preprocessing import Preprocessing
 from bnfold.training.checkpoint import HELD_OUT, META, WEIGHTS, Checkpoint, load_checkpoint, read_tensors
 from bnfold.training.curves import draw_curves, read_history, write_history
 from bnfold.training.data import Array, prepare
-from bnfold.training.folders import write_folder
+from bnfold.training.folders import read_text, write_folder
 from bnfold.training.run import Epoch
 from bnfold.training.trends import Trends, is_trends, norm_names, write_trends
 
@@ -79,16 +79,15 @@ def _copy_past(old: Checkpoint, norms: Collection[str], scratch: Path) -> None:
     for path in there:
         if not path.is_symlink():
             shutil.copyfile(path, scratch / path.name)
-    linked = {path.name: path for path in there if path.is_symlink() and path.stat().st_size <= _MOST_BYTES}
+    linked = {path.name for path in there if path.is_symlink()}
     history = read_history(old.path / HISTORY) if linked else []
     if history and HISTORY in linked:
         write_history(scratch / HISTORY, history)
     if history and CURVES in linked:  # drawn again: a picture says nothing of what it is
         draw_curves(scratch / CURVES, history, _title(old.meta, history[-1].held_out_accuracy))
-    if TRENDS in linked:
-        text = linked[TRENDS].read_bytes().decode(errors="replace")
-        if is_trends(text, norms):
-            (scratch / TRENDS).write_bytes(text.encode())
+    text = read_text(old.path / TRENDS) if TRENDS in linked else ""
+    if is_trends(text, norms):
+        (scratch / TRENDS).write_bytes(text.encode())
 
 
 def _title(meta: Mapping[str, Any], accuracy: float) -> str:

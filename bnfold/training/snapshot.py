@@ -22,8 +22,10 @@ from safetensors.torch import save_file
 from bnfold.documents import Fields, parse_object
 from bnfold.errors import BundleError, DataError
 from bnfold.training.data import Dataset
+from bnfold.training.fields import describe
+from bnfold.training.networks import KINDS
 from bnfold.training.optimizers import blank_tensors, optimizer_tensors
-from bnfold.training.recipe import Recipe
+from bnfold.training.recipe import Augmentation, Data, Optimizer, Recipe, Train
 from bnfold.training.run import Epoch, Run
 from bnfold.training.trends import NUMBERS
 
@@ -160,8 +162,12 @@ def _check(metadata: Mapping[str, str] | None, what: str) -> Mapping[str, Any]:
 
 
 def check_same(place: Path, wanted: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Raise DataError, with the key, where the recipe is not the one of the run at a place."""
-    mine, theirs = flat(wanted), flat(found)
+    """Raise DataError, with the key, where the recipe is not the one of the run at a place.
+
+    A key that is younger than the run has its default there: until it came, nothing else was to be had.
+    """
+    mine = flat(wanted)
+    theirs = {name: value for name, value in _defaults(wanted).items() if name in mine} | flat(found)
     for name in sorted(mine.keys() | theirs.keys()):
         # As text: to Python, true is 1, and to the code of one's own that gets it, it need not be.
         if json.dumps(mine.get(name)) != json.dumps(theirs.get(name)):
@@ -169,6 +175,19 @@ def check_same(place: Path, wanted: Mapping[str, Any], found: Mapping[str, Any])
                 f"the recipe has {mine.get(name)!r:.80} as '{name}', but the run to be resumed at {place} has "
                 f"{theirs.get(name)!r:.80}; give the recipe and every --set of that run"
             )
+
+
+def _defaults(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the keys of a recipe that have one, by their names with dots."""
+    tables: dict[str, type] = {"data": Data, "optimizer": Optimizer, "train": Train, "augmentation": Augmentation}
+    kind = KINDS.get(recipe.get("network", {}).get("kind"))
+    tables |= {"network.args": kind.args} if kind is not None else {}
+    return {
+        f"{table}.{each.name}": each.default
+        for table, keys in tables.items()
+        for each in describe(keys)
+        if not each.required
+    }
 
 
 def flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

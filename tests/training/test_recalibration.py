@@ -15,6 +15,7 @@ from bnfold.cli import main
 from bnfold.errors import DataError
 from bnfold.training import Checkpoint, load_checkpoint
 from bnfold.training.curves import read_history
+from bnfold.training.folders import read_text
 from bnfold.training.recalibration import recalibrate_checkpoint
 from bnfold.training.statistics import norms_of
 from bnfold.training.trends import is_trends
@@ -131,6 +132,26 @@ def test_a_link_to_something_else_is_not_followed(
     assert not (made.path / name).exists() or (made.path / name).read_bytes() != secret.read_bytes()
 
 
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="a file that says it is empty and cannot be read")
+@pytest.mark.parametrize("name", ["history.csv", "norms.csv"])
+def test_a_link_to_what_cannot_be_read_leaves_it_out(
+    checkpoint: Checkpoint, data: Path, tmp_path: Path, name: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(checkpoint.path, copy)
+    (copy / name).unlink()
+    (copy / name).symlink_to("/proc/self/mem")
+    made = recalibrate_checkpoint(copy, data, tmp_path / "new").checkpoint
+    assert not (made.path / name).exists()
+
+
+def test_no_more_of_a_file_is_read_than_a_checkpoint_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bnfold.training.folders._MOST_BYTES", 4)
+    for content, text in ((b"1234", "1234"), (b"12345", ""), (b"\xff", "")):
+        (tmp_path / "file").write_bytes(content)
+        assert read_text(tmp_path / "file") == text
+
+
 def test_a_row_that_is_none_of_a_training_makes_no_history(checkpoint: Checkpoint, tmp_path: Path) -> None:
     lines = (checkpoint.path / "history.csv").read_text().splitlines()
     assert len(read_history(checkpoint.path / "history.csv")) == len(lines) - 1 == 4
@@ -140,7 +161,14 @@ def test_a_row_that_is_none_of_a_training_makes_no_history(checkpoint: Checkpoin
     assert not is_trends(norms, names - {min(names)})
     assert not is_trends(norms.replace("smallest_variance", "password"), names)
     assert not is_trends(norms + "5,a key\n", names)
-    for wrong in (lines[2:], [*lines, lines[1]], [*lines, "a key"], [*lines, lines[-1].replace("4,", "5,nan,", 1)]):
+    share = lines[-1].split(",")[5]
+    for wrong in (
+        [*lines[:-1], lines[-1].replace(share, "1e308")],
+        lines[2:],
+        [*lines, lines[1]],
+        [*lines, "a key"],
+        [*lines, lines[-1].replace("4,", "5,nan,", 1)],
+    ):
         (tmp_path / "history.csv").write_text("\n".join(wrong) + "\n")
         assert read_history(tmp_path / "history.csv") == []
 

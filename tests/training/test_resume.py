@@ -151,6 +151,26 @@ def test_true_is_another_argument_than_one() -> None:
         check_same(Path("run"), {"network": {"args": {"deep": True}}}, {"network": {"args": {"deep": 1}}})
 
 
+def test_a_key_that_is_younger_than_the_run_was_at_its_default() -> None:
+    def recipe(**more: object) -> dict[str, object]:
+        return {"network": {"kind": "resnet", "args": {"widths": [4], **more}}, "train": {"epochs": 3}}
+
+    check_same(Path("run"), recipe(block="basic") | {"augmentation": {"flip": False}}, recipe())
+    with pytest.raises(DataError, match=r"has 'bottleneck' as 'network\.args\.block', but .* has 'basic';"):
+        check_same(Path("run"), recipe(block="bottleneck"), recipe())
+    with pytest.raises(DataError, match=r"has \[8\] as 'network\.args\.widths'"):
+        check_same(Path("run"), recipe(widths=[8]), recipe())
+
+
+def test_a_run_that_is_older_than_a_key_goes_on(recipe: Path, tmp_path: Path) -> None:
+    made = train(recipe, output=tmp_path / "run", overrides=SHORT)
+    meta = json.loads((made.path / "checkpoint.json").read_text())
+    del meta["recipe"]["network"]["args"]["bias"], meta["recipe"]["augmentation"]["cutout"]
+    (made.path / "checkpoint.json").write_text(json.dumps(meta))
+    (tmp_path / "run.partial").mkdir()
+    assert train(recipe, resume=tmp_path / "run", overrides=SHORT).path == made.path
+
+
 def test_other_data_are_refused(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     stopped(recipe, tmp_path / "run", 1, SHORT)
     data = load_dataset(Data("digits"))

@@ -16,7 +16,7 @@ from bnfold.cli import main
 from bnfold.errors import DataError
 from bnfold.training.recipe import load_recipe
 from bnfold.training.study import run_study
-from bnfold.training.study.experiments import plan
+from bnfold.training.study.experiments import AS_IT_IS, plan
 from bnfold.training.study.findings import FAILS, HOLDS, OPEN, find, interval
 from bnfold.training.study.plots import curves, sweep
 from bnfold.training.study.runs import Run
@@ -70,6 +70,20 @@ def test_one_seed_decides_nothing() -> None:
     arms = {(f"{norm}, {init} initialisation", 0.0): [[0.5, 0.99]] if norm == "batch" else [[0.1, 0.1]]
             for norm in ("batch", "none") for init in ("default", "he")}  # fmt: skip
     assert {found.verdict for found in findings("speed", arms).values()} == {OPEN}
+
+
+def test_a_rate_with_which_nothing_trains_is_none_that_trains() -> None:
+    lost = {(f"{norm}, {init} initialisation", rate): [[]] for norm in ("batch", "none") for init in ("default", "he")
+            for rate in (0.1, 3.2)}  # fmt: skip
+    assert all("is none of them with batch norm" in found.sentence for found in findings("rates", lost).values())
+    own = {(AS_IT_IS, rate): [[]] for rate in (0.1, 3.2)}
+    (found,) = findings("rates", own).values()
+    assert "one or more is none of them." in found.sentence
+
+
+def test_batches_of_which_none_can_be_trained_have_no_accuracy() -> None:
+    (found,) = findings("batches", {(AS_IT_IS, size): [[]] for size in (1.0, 8.0)}).values()
+    assert found.sentence.startswith("At 1 it cannot be trained: the loss became nan. At 8 it cannot")
 
 
 def test_two_seeds_that_happen_to_agree_decide_nothing() -> None:

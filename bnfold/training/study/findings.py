@@ -130,7 +130,7 @@ def _is_of_ones_own(arms: Arms) -> bool:
 def _own_rates(arms: Arms) -> Finding:
     best = max(_final(runs).mean for runs in arms.values())
     finals = {rate: _final(runs) for (_, rate), runs in sorted(arms.items())}
-    largest = max((rate for rate, final in finals.items() if final.mean >= _TRAINS * best), default=0.0)
+    largest = _largest({rate: final.mean for rate, final in finals.items()}, best)
     listed = "; ".join(f"{final:.1%} at {rate:g}" for rate, final in finals.items())
     return Finding(
         "rates",
@@ -142,15 +142,14 @@ def _own_rates(arms: Arms) -> Finding:
 
 
 def _own_batches(arms: Arms) -> Finding:
-    listed, refused = [], ""
+    listed, refused = [], []
     for (_, size), runs in sorted(arms.items()):
         if all(run.failure and not run.accuracies for run in runs):
-            refused += f" At {size:g} it cannot be trained: {runs[0].failure}."
+            refused.append(f"At {size:g} it cannot be trained: {runs[0].failure}.")
         else:
             listed.append(f"{_final(runs):.1%} at {size:g}")
-    return Finding(
-        "batches", "What it reaches with small batches", SEEN, f"Final accuracy: {'; '.join(listed)}.{refused}"
-    )
+    reached = [f"Final accuracy: {'; '.join(listed)}."] if listed else []
+    return Finding("batches", "What it reaches with small batches", SEEN, " ".join([*reached, *refused]))
 
 
 def _rates(arms: Arms) -> Iterator[Finding]:
@@ -163,7 +162,7 @@ def _rates(arms: Arms) -> Iterator[Finding]:
         for norm in ("batch", "none"):
             label = f"{norm}, {init} initialisation"
             own = {place: _final(runs).mean for (name, place), runs in arms.items() if name == label}
-            largest[norm] = max((place for place, mean in own.items() if mean >= _TRAINS * best), default=0.0)
+            largest[norm] = _largest(own, best)
         rates = sorted({place for _, place in arms})
         top = rates[-1]
         runs = {norm: arms[f"{norm}, {init} initialisation", top] for norm in largest}
@@ -175,6 +174,11 @@ def _rates(arms: Arms) -> Iterator[Finding]:
             f"of the best one or more is {_rate(largest['batch'])} with batch norm and {_rate(largest['none'])} "
             f"without. At {top:g}: {_final(runs['batch']):.1%} and {_final(runs['none']):.1%}.",
         )
+
+
+def _largest(means: Mapping[float, float], best: float) -> float:
+    """The largest learning rate that trains; 0 for none."""
+    return max((rate for rate, mean in means.items() if mean > 0 and mean >= _TRAINS * best), default=0.0)
 
 
 def _rate(largest: float) -> str:
