@@ -19,6 +19,7 @@ PICTURES = 5000
 FLOOR = 5e-4
 _BYTES = 2**28  # of the pictures as float32: fewer of large ones
 _AT_ONCE = 64
+_AS_LARGE = 1 - 1e-6
 
 
 def whiten(network: nn.Module, data: Dataset, device: torch.device, group: Group) -> nn.Module:
@@ -53,8 +54,11 @@ def whitening_kernels(data: Dataset, size: int) -> torch.Tensor:
         products += centred.T @ centred
     variances, vectors = torch.linalg.eigh(products / max(1, count - 1))
     vectors = vectors.flip(1).T  # a row each
-    # An eigenvector is as good as its negative: the one whose largest number is positive, on every machine.
-    vectors *= vectors.gather(1, vectors.abs().argmax(1, keepdim=True)).sign()
+    # An eigenvector is as good as its negative: the one whose largest number is positive. Of data that look the same
+    # from both sides several are equally large but for rounding, and the first of them counts, on every machine.
+    sizes = vectors.abs()
+    largest = (sizes >= _AS_LARGE * sizes.amax(1, keepdim=True)).to(torch.uint8).argmax(1, keepdim=True)
+    vectors *= vectors.gather(1, largest).sign()
     scaled = vectors / (variances.flip(0).clamp(min=0) + FLOOR).sqrt()[:, None]
     return torch.cat([scaled, -scaled]).reshape(-1, channels, size, size).to(torch.float32)
 

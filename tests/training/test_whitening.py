@@ -61,6 +61,20 @@ def test_a_picture_that_never_changes_makes_no_kernel_infinite() -> None:
     assert float(kernels.abs().max()) <= FLOOR**-0.5 * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_pictures_that_are_there_mirrored_too_give_the_same_kernels_in_any_order(seed: int) -> None:
+    data = load_dataset(Data("synthetic", count=40, size=8, classes=2, mode="L"))
+    random = np.random.default_rng(seed)
+    smooth = np.cumsum(np.cumsum(random.normal(size=(10, 1, 8, 8)), 2), 3)
+    some = np.clip(128 + 12 * smooth, 0, 255).astype(np.uint8)
+    all_ways = np.concatenate([some, some[..., ::-1], some[:, :, ::-1], some[:, :, ::-1, ::-1]])
+    first, second = (
+        whitening_kernels(replace(data, images=all_ways[order], held_out=np.zeros(40, bool)), 2)
+        for order in (np.arange(40), random.permutation(40))
+    )
+    assert torch.allclose(first, second, atol=1e-4)
+
+
 def test_only_what_is_trained_on_is_looked_at_and_of_many_pictures_some() -> None:
     data = coloured()
     other = data.images.copy()
