@@ -39,6 +39,7 @@ _INFER_PATH = f"/{_SERVICE.full_name}/ModelInfer"
 _ADMIN = frozenset({"RepositoryModelLoad", "RepositoryModelUnload"})
 _OPEN = frozenset({"ServerLive", "ServerReady"})
 _SLOWEST = 2**16  # bytes a second, as over REST
+_MOMENT = 0.05  # seconds from the end of a client's messages until it is known whether the client left
 
 
 class Service:
@@ -107,6 +108,7 @@ class Service:
                     return message
         except TimeoutError:
             raise SlowClient(f"no message arrived within {self._patience:g} s; send it faster") from None
+        await asyncio.sleep(_MOMENT)  # one that leaves ends its messages too, and this task is cancelled only then
         raise BadRequest("the call ended without a message; expected one")
 
     # --------------------------------------------------------------------------------------------------- inference

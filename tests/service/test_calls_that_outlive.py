@@ -17,6 +17,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from service.repository.proving import Workshop
+from service.rpc.service import Service
 from service.settings import Settings
 
 FIRST, SECOND = "the-first-key-of-this-test", "the-second-key-of-this-test"
@@ -62,6 +63,43 @@ def test_a_load_whose_caller_has_gone_is_done_to_its_end(
         go_on.set()
         until(lambda: operator.serves() == "2")
         until(lambda: operator.states() == {"1": "UNAVAILABLE", "2": "READY"})
+
+
+def test_a_caller_that_leaves_before_its_message_is_no_bad_request(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    begun, ended = threading.Event(), threading.Event()
+    only = Service._only
+
+    async def note(service: Service, messages: Any) -> bytes:
+        begun.set()
+        try:
+            return await only(service, messages)
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Service, "_only", note)
+    monkeypatch.setattr("service.rpc.service._MOMENT", 2.0, raising=False)
+    with serving(models, tmp_path, grpc_port=0) as server:
+
+        def refused() -> float:
+            found = server.hub.metrics.registry.get_sample_value(
+                "bnfold_inference_request_failure_total", {"model": "", "version": "", "reason": "bad_request"}
+            )
+            return found or 0.0
+
+        with grpc.insecure_channel(f"127.0.0.1:{server.app.state.grpc_port}") as channel:
+            infer = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+            sent: queue.SimpleQueue[Any] = queue.SimpleQueue()
+            call = infer.future(iter(sent.get, None))
+            assert begun.wait(PATIENCE)
+            call.cancel()
+            sent.put(None)
+            assert ended.wait(PATIENCE)
+            assert refused() == 0
+            with pytest.raises(grpc.RpcError, match="ended without a message"):
+                infer(iter(()))
+            assert refused() == 1
 
 
 def test_a_stream_is_of_no_use_once_its_key_is_taken_out(models: Path, tmp_path: Path):
