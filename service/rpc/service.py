@@ -48,8 +48,10 @@ class Service:
     def __init__(self, hub: Hub, closing: asyncio.Event) -> None:
         self._hub = hub
         self._closing = closing
-        # How long a message of the largest size may take: gRPC says nothing of one before it has arrived.
-        self._patience = hub.settings.body_timeout + hub.settings.max_body_bytes / _SLOWEST
+        # gRPC says nothing of a message before it has arrived. Those of inference may be of the largest size; the
+        # others are short, and one of them wants no key: a stranger shall not hold a call for long.
+        self._patience = hub.settings.body_timeout
+        self._patience_for_tensors = self._patience + hub.settings.max_body_bytes / _SLOWEST
         self._methods: dict[str, Method] = {
             "ServerLive": self._live,
             "ServerReady": self._ready,
@@ -86,7 +88,7 @@ class Service:
                 self._admit(name, context)
                 if method is None:
                     raise _refusal(name)
-                body = b"" if name in _OPEN else await self._only(messages)
+                body = b"" if name in _OPEN else await self._only(messages, self._patience)
                 found = await method(parse_message(body, request))
                 return ParseDict(found, response())
             except Exception as problem:
@@ -100,14 +102,14 @@ class Service:
             return
         self._hub.check_key(raw_headers(context), "admin" if name in _ADMIN else "infer")
 
-    async def _only(self, messages: Messages) -> bytes:
-        """The message of a call that has one. Raises BadRequest for none, SlowClient."""
+    async def _only(self, messages: Messages, patience: float) -> bytes:
+        """The message of a call that has one. patience: seconds. Raises BadRequest for none, SlowClient."""
         try:
-            async with asyncio.timeout(self._patience):
+            async with asyncio.timeout(patience):
                 async for message in messages:
                     return message
         except TimeoutError:
-            raise SlowClient(f"no message arrived within {self._patience:g} s; send it faster") from None
+            raise SlowClient(f"no message arrived within {patience:g} s; send it faster") from None
         await asyncio.sleep(_MOMENT)  # one that leaves ends its messages too, and this task is cancelled only then
         raise BadRequest("the call ended without a message; expected one")
 
@@ -119,7 +121,7 @@ class Service:
             with watched(self._hub, _INFER_PATH, headers) as request_id:
                 self._hub.check_key(headers, "infer")
                 with self._hub.counting():
-                    body = await self._only(messages)
+                    body = await self._only(messages, self._patience_for_tensors)
                 engine, response = await infer(self._hub, body, context.time_remaining())
         except Exception as problem:
             return await _abort(context, problem, "ModelInfer")
@@ -148,7 +150,7 @@ class Service:
     async def _check(self, messages: Messages, context: Context) -> Message:
         """gRPC's own health check: of the server with an empty name, of a model with the model's."""
         try:
-            name = parse_message(await self._only(messages), health_pb2.HealthCheckRequest).service
+            name = parse_message(await self._only(messages, self._patience), health_pb2.HealthCheckRequest).service
             known = name in ("", _SERVICE.full_name)
             if not known:
                 self._admit("ModelReady", context)

@@ -164,10 +164,11 @@ def test_calls_beyond_the_bound_are_refused_and_taken_again_later(narrow: Doors)
 def test_a_call_whose_message_does_not_come_is_ended(narrow: Doors):
     waiting: queue.Queue[Any] = queue.Queue()
     with channel(narrow) as opened:
-        for path in (f"/{SERVICE.full_name}/ModelInfer", "/grpc.health.v1.Health/Check"):
+        tensors, short = f"/{SERVICE.full_name}/ModelInfer", f"/{SERVICE.full_name}/ModelMetadata"
+        for path, seconds in ((tensors, 2), (short, 1), ("/grpc.health.v1.Health/Check", 1)):
             code, said = refusal(opened.stream_unary(path), iter(waiting.get, None))
             assert code is grpc.StatusCode.DEADLINE_EXCEEDED
-            assert said == "no message arrived within 2 s; send it faster"
+            assert said == f"no message arrived within {seconds} s; send it faster"
         waiting.put(None)
     assert failures(narrow, "slow_client", model="") == 1
 
