@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from typing import Any
 
 import httptools
 from uvicorn._types import ASGI3Application
@@ -49,6 +50,7 @@ class Connection(HttpToolsProtocol):
     _head_ended = False
     _trailers = 0
     _is_turned_away = False
+    _is_parting = False  # answered for the last time, in the midst of a body
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """A client has connected."""
@@ -74,11 +76,24 @@ class Connection(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
         self._at_work = cycle
+        cycle.transport = _Parting(self)  # type: ignore[assignment]
         super()._start_asgi_task(cycle, app)
+
+    def part(self) -> None:
+        """Close after the last answer. While a body still arrives, what is closed at once is reset, and the answer lost
+        on its way (RFC 9112, 9.6): so it is only said that nothing more will come, and the rest is swallowed.
+        """
+        cycle = self._at_work
+        if cycle is None or not cycle.more_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._is_parting = True  # on_response_complete sees to it that this does not take for ever
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     def data_received(self, data: bytes) -> None:
         """What has arrived: several requests, or a piece of one."""
-        if self._is_turned_away or self._refusal is not None:
+        if self._is_turned_away or self._is_parting or self._refusal is not None:
             return
         self._silent += len(data)
         try:
@@ -298,6 +313,23 @@ class Connection(HttpToolsProtocol):
     def _is_answering(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle  # None before the first request
         return cycle is not None and not cycle.response_complete
+
+
+class _Parting:
+    """The transport of a connection as uvicorn's cycles have it: they close it by themselves after a last answer."""
+
+    __slots__ = ("_connection", "write")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self.write = connection.transport.write
+
+    def close(self) -> None:
+        """Close it when the client can have read the answer."""
+        self._connection.part()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connection.transport, name)
 
 
 def make_protocol(bounds: Bounds) -> type[Connection]:

@@ -176,6 +176,20 @@ def test_many_beyond_the_bound_do_not_take_all_descriptors(tight: Running):
     until(lambda: is_open(tight))
 
 
+def test_an_answer_before_the_end_of_a_body_is_followed_by_an_end_and_no_reset(server: Running):
+    head = b"PUT /v2/health/live HTTP/1.1\r\nHost: here\r\nConnection: close\r\nContent-Length: 4000\r\n\r\n"
+    with connect(server) as stream:
+        stream.sendall(head)
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += stream.recv(65536)
+        assert answer.startswith(b"HTTP/1.1 405 ")
+        assert b"\r\nconnection: close\r\n" in answer
+        for _ in range(2):  # to a connection that was closed the first is a reset, and the second a broken pipe
+            stream.sendall(b"x" * 2000)
+            assert stream.recv(65536) == b""
+
+
 @pytest.mark.parametrize(
     ("head", "status"),
     [
