@@ -71,10 +71,10 @@ def test_a_caller_that_leaves_before_its_message_is_no_bad_request(
     begun, ended = threading.Event(), threading.Event()
     only = Service._only
 
-    async def note(service: Service, messages: Any) -> bytes:
+    async def note(service: Service, messages: Any, patience: float) -> bytes:
         begun.set()
         try:
-            return await only(service, messages)
+            return await only(service, messages, patience)
         finally:
             ended.set()
 
