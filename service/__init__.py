@@ -11,6 +11,7 @@
     telemetry/      metrics, statistics, logs, traces
     settings.py     what can be set; setting.py: one of them; configuration.py: where it comes from
     keys.py         who may ask: keys from files; tls.py: certificates
+    files.py        files that an operator names, opened without waiting
     errors.py       what can go wrong with a request
 
 Nothing here imports torch, and nothing that it imports does.

@@ -20,6 +20,7 @@ from typing import Literal
 
 from bnfold.errors import BnfoldError
 from service.errors import Forbidden, Unauthorized, Unsupported
+from service.files import descriptor_of
 from service.settings import Settings
 
 Role = Literal["infer", "admin"]
@@ -141,16 +142,12 @@ class KeyFile:
         """Take the keys of the file. Raises BnfoldError; then they stay as they were."""
         self._seen = None
         try:
-            # Without O_NONBLOCK a named pipe would be waited for.
-            descriptor = os.open(self._path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            try:  # a folder can be opened, and cannot be made a file that closes it
+            with descriptor_of(self._path) as descriptor:
                 found = os.fstat(descriptor)
                 self._seen = _stamp(found)
                 self._check_mode(found.st_mode)
                 with open(descriptor, "rb", closefd=False) as opened:
                     content = opened.read(_MOST_BYTES + 1)
-            finally:
-                os.close(descriptor)
         except OSError as problem:
             raise self._bad(f"cannot be read ({problem.strerror})", "a file that the server may read") from None
         self.digests = tuple(_digest(key) for key in self._parse(content))

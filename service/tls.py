@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from bnfold.errors import BnfoldError
+from service.files import descriptor_of
 from service.settings import Settings
 
 _LOOK_EVERY = 1.0  # seconds
@@ -134,14 +135,11 @@ def _load(cert: Path, key: Path) -> tuple[ssl.SSLContext, datetime]:
 
 def _read(path: Path, flag: str) -> str:
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a named pipe is not waited for
-        try:  # a folder can be opened, and cannot be made a file that closes it
+        with descriptor_of(path) as descriptor:
             if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise BnfoldError(f"the {flag} {path} is no regular file; give a PEM file")
             with open(descriptor, "rb", closefd=False) as opened:
                 return opened.read(_MOST_BYTES).decode("latin-1")
-        finally:
-            os.close(descriptor)
     except OSError as problem:
         raise BnfoldError(f"the {flag} {path} cannot be read ({problem.strerror}); give a PEM file") from None
 

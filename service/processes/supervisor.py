@@ -166,8 +166,9 @@ class Supervisor:
     async def _watch(self) -> None:
         """Kill workers that hang, until the stop, which has a limit of its own. One that loads does not beat yet."""
         patience = self._settings.hang_timeout
+        interval = Pulse(patience).interval
         while patience:
-            await asyncio.sleep(Pulse(patience).interval)
+            await asyncio.sleep(interval)
             if self._stop.is_set():
                 return
             for worker in self._workers.values():

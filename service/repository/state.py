@@ -22,6 +22,7 @@ from bnfold.bundle.manifest import check_name
 from bnfold.documents import dump_object, parse_object
 from bnfold.errors import BnfoldError
 from service.errors import Unsaved
+from service.files import open_at_once
 from service.repository.policy import parse_policy
 
 try:
@@ -99,7 +100,7 @@ class DesiredState:
             return dict(self._memory)
         path = self._folder / FILE
         try:
-            with open(path, "rb", opener=_open_at_once) as stream:
+            with open(path, "rb", opener=open_at_once) as stream:
                 _check_kind(path, os.fstat(stream.fileno()), os.stat(self._folder))
                 data = stream.read(_MOST_BYTES + 1)
         except FileNotFoundError:
@@ -157,11 +158,6 @@ def _read_wish(path: Path, name: str, wish: Any) -> Wish:
     except BnfoldError as problem:
         raise _damaged(path, f"has values that are none of its own for {name} ({problem})") from None
     return Wish(action, epoch, policy)
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Without O_NONBLOCK a named pipe would be waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _check_kind(path: Path, file: os.stat_result, folder: os.stat_result) -> None:
